@@ -1,0 +1,150 @@
+"""The whole network: shapes, the reference, covariance, invariance, parameter counts."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hcnn import HCNN, Architecture, reference
+
+TINY = dict(K=4, Q=3, J=6, attribute_support=(3, 5), image_size=(8, 8), subsampled=(4,), num_classes=3)
+
+
+def network(architecture, seed=0):
+    net = HCNN(architecture, torch.Generator().manual_seed(seed)).double()
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if name.rsplit(".", 1)[1] in ("scale", "shift", "bias"):
+                p.add_(torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(name))))
+    return net
+
+
+@pytest.mark.parametrize("variant, padding_mode, changes", [
+    *product(("hcnn", "hcnn-plus"), ("zeros", "periodic"), ({}, dict(K=8))),
+    ("hcnn", "zeros", dict(reduction="sum", last_elu=False)), ("hcnn", "zeros", dict(factorised=False, output_norm=True)),
+    ("hcnn-plus", "zeros", dict(image_size=(7, 9), subsampled=(1, 2, 3))),
+    ("hcnn-plus", "zeros", dict(padding="same", subsampled=(3, 4), statistics="strided", output_norm=True, head="linear")),
+])
+def test_network_equals_reference_with_every_gradient_in_float64(variant, padding_mode, changes):
+    a = Architecture(**(TINY | dict(variant=variant, padding_mode=padding_mode) | changes))
+    net = network(a)
+    x = torch.randn(3, *a.shape(0), dtype=torch.float64, requires_grad=True)
+    state = dict(net.named_parameters())
+    direction = torch.randn(3, a.num_classes, dtype=torch.float64)
+    fast, slow = net(x), reference.forward(a, state, x)
+    inputs = [x, *net.parameters()]
+    for u, v in zip((fast, *torch.autograd.grad((fast * direction).sum(), inputs)),
+                    (slow, *torch.autograd.grad((slow * direction).sum(), inputs))):
+        assert (u - v).abs().max() <= 1e-10 * max(1, v.abs().max().item())
+
+
+@pytest.mark.parametrize("dataset, variant, filters", [
+    ("cifar10", "hcnn", 97_650), ("cifar10", "hcnn-plus", 344_640), ("cifar100", "hcnn", 250_308), ("cifar100", "hcnn-plus", 887_424)])
+def test_counts_of_the_paper_from_the_modules_themselves(dataset, variant, filters):
+    a = Architecture.preset(dataset, variant)
+    net = HCNN(a)
+    trained_filters = sum(p.numel() for p in net.filter_parameters())
+    from_modules = trained_filters
+    if variant == "hcnn":  # w of equation (8): one spatial filter for each pair of taps along the attributes
+        from_modules = sum(o.w.numel() if hasattr(o, "w") else reference.factorised_filter(o.h, o.g).numel() for o in net.operators)
+    count = a.count()
+    assert from_modules == count["filters"] == filters
+    assert trained_filters == count["trained_filters"]
+    assert sum(p.numel() for p in net.parameters()) == count["trained"]
+
+
+def test_released_code_has_360522_trainable_parameters():
+    a = Architecture.preset("cifar10", "hcnn-plus", "released")
+    assert sum(p.numel() for p in HCNN(a).parameters()) == a.count()["trained"] == 360_522
+    count = a.count()
+    assert (count["trained_filters"], count["normalisation"], count["head"]) == (359_424, 928, 170)
+
+
+@pytest.mark.parametrize("preset, variant", [("paper", "hcnn"), ("paper", "hcnn-plus"), ("released", "hcnn-plus")])
+def test_every_layer_has_the_shape_of_figure_2(preset, variant):
+    a = Architecture.preset("cifar10", variant, preset, Q=2)
+    net, depths = HCNN(a).eval(), range(1, 13)
+    with torch.no_grad():
+        layers = net.activations(torch.randn(1, 3, 32, 32), depths)
+    assert all(tuple(layers[j].shape[1:]) == a.shape(j) for j in depths)
+    if preset == "paper":
+        assert a.shape(1) == (16, 32, 32) and a.shape(2) == (8, 16, 32, 32) and a.shape(3) == (4, 8, 16, 32, 32)
+        assert a.shape(5) == (4, 8, 16, 16, 16) and a.shape(9) == (4, 8, 16, 8, 8) and a.shape(11) == (4, 8, 10, 8, 8)
+
+
+def exact_shifts(a, j):
+    """Smallest circular shift along each axis of x_j (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores alone."""
+    u = 2 ** sum(d > j for d in a.subsampled)
+    return {1: 1, 2: 2 if j < a.J - 1 else 1, 3: 4 if j <= a.J - 3 else 2 if j == a.J - 2 else None, 4: u, 5: u}
+
+
+@pytest.mark.parametrize("variant, j", list(product(("hcnn", "hcnn-plus"), (3, 6, 9, 10, 11))))
+def test_last_layer_is_invariant_to_exactly_the_shifts_of_proposition_3_1(variant, j):
+    a = Architecture(variant=variant, K=16, Q=2, J=12, padding_mode="periodic", image_size=(16, 16))
+    net = network(a).eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    def rest(x_j):
+        for k in range(j + 1, a.J + 1):
+            x_j = net.layer(x_j, k)
+        return x_j
+
+    with torch.no_grad():
+        net.train(), net(x), net.eval()
+        x_j = net.activations(x, [j])[j]
+        scores = rest(x_j.clone())
+        for dim, step in exact_shifts(a, j).items():
+            if step is None:
+                assert (rest(x_j.roll(1, dim)) - scores).abs().max() > 1e-3, "v_j at j = J - 1 is the class"
+                continue
+            assert (rest(x_j.roll(step, dim)) - scores).abs().max() <= 1e-12 * scores.abs().max().clamp(min=1)
+            if step > 1 and x_j.shape[dim] > step:
+                assert (rest(x_j.roll(1, dim)) - scores).abs().max() > 1e-9, "smaller shifts do change the scores"
+
+
+def test_zeros_break_the_proposition():
+    a = Architecture(**(TINY | dict(K=8, J=7)))
+    net = network(a).eval()
+    with torch.no_grad():
+        x_3 = net.activations(torch.randn(1, 3, 8, 8, dtype=torch.float64), [3])[3]
+        rolled = x_3.roll(1, 1)
+        for k in range(4, a.J + 1):
+            x_3, rolled = net.layer(x_3, k), net.layer(rolled, k)
+        assert torch.allclose(x_3, rolled, atol=1e-12), "v_{j-2} is averaged before any boundary"
+        x_3 = net.activations(torch.randn(1, 3, 8, 8, dtype=torch.float64), [3])[3]
+        rolled = x_3.roll(2, 2)
+        for k in range(4, a.J + 1):
+            x_3, rolled = net.layer(x_3, k), net.layer(rolled, k)
+        assert (x_3 - rolled).abs().max() > 1e-6
+
+
+def test_initial_filters_have_the_stated_variances():
+    net = HCNN(Architecture(), torch.Generator().manual_seed(1))
+    conv = net.operators[5]
+    assert conv.h.var().item() == pytest.approx(1 / 9, rel=0.3) and conv.g.var().item() == pytest.approx(2 / (32 * 77), rel=0.05)
+    assert net.operators[0].w.var().item() == pytest.approx(2 / 27, rel=0.25)
+
+
+def test_weight_decay_is_for_filters_alone():
+    net = HCNN(Architecture(**TINY))
+    decayed = {id(p) for p in net.filter_parameters()}
+    names = {name.rsplit(".", 1)[1] for name, p in net.named_parameters() if id(p) in decayed}
+    others = {name.rsplit(".", 1)[1] for name, p in net.named_parameters() if id(p) not in decayed}
+    assert names == {"w", "h", "g"} and others == {"scale", "shift", "bias"}
+
+
+def test_wrong_images_and_depths_are_refused():
+    net = HCNN(Architecture(**TINY))
+    with pytest.raises(ValueError, match=r"batch >= 1, 3, 8, 8"):
+        net(torch.zeros(1, 3, 9, 8))
+    with pytest.raises(ValueError, match="batch >= 1"):
+        net(torch.zeros(0, 3, 8, 8))
+    with pytest.raises(ValueError, match="between 1 and J = 6"):
+        net.activations(torch.zeros(1, 3, 8, 8), [7])
+
+
+def test_one_image_is_a_batch():
+    net = HCNN(Architecture(**TINY))
+    F.cross_entropy(net(torch.randn(1, 3, 8, 8)), torch.tensor([1])).backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
