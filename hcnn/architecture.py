@@ -250,8 +250,7 @@ class Architecture:
         """Degrees of freedom of one layer's filters: taps that never touch the grid and the rank limit left out.
 
         For F filters on T live taps, w is a (spatial taps) x (F T) matrix of rank r = min(Q, spatial taps), and such
-        matrices have r (spatial taps + F T - r) degrees of freedom. HCNN(+): h and the live part of g, less the Q
-        scalings that the normalisation of x * h_q absorbs.
+        matrices have r (spatial taps + F T - r) degrees of freedom (r at most F T). HCNN(+): h and the live part of g.
         """
         if layer.j == 1:
             return layer.full_filter
@@ -260,8 +259,8 @@ class Architecture:
         if layer.Q is None:
             return space * layer.filters * live
         if self.variant == "hcnn-plus":
-            return layer.Q * (space - 1) + layer.filters * layer.Q * live
-        r = min(layer.Q, space)
+            return layer.Q * (space + layer.filters * live)
+        r = min(layer.Q, space, layer.filters * live)
         return r * (space + layer.filters * live - r)
 
     def _live_taps(self, n, support, stride):

@@ -125,32 +125,28 @@ class _PatchSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def rows(x, k, stride):
-        return x.unfold(1, k, stride).transpose(2, 3).reshape(-1, k * x.shape[2])  # (n * out_height, k * width)
-
-    @staticmethod
     def places(width, k, stride, device):
+        """Where the entries of each patch stand in the rows of R: (k * k, patches in a row)."""
         column = torch.arange(k, device=device)[:, None] + torch.arange(0, width - k + 1, stride, device=device)
-        return torch.arange(0, k * width, width, device=device)[:, None, None] + column  # (k, k, out_width) into a row of R
+        return (torch.arange(0, k * width, width, device=device)[:, None, None] + column).flatten(0, 1)
 
     @staticmethod
     def forward(ctx, x, k, stride):
-        ctx.save_for_backward(x)
-        ctx.k, ctx.stride = k, stride
-        R = _PatchSums.rows(x, k, stride)
-        at = _PatchSums.places(x.shape[2], k, stride, x.device).flatten(0, 1)
+        R = x.unfold(1, k, stride).transpose(2, 3).reshape(-1, k * x.shape[2])  # (n * out_height, k * width)
+        ctx.save_for_backward(R)
+        ctx.shape, ctx.k, ctx.stride = x.shape, k, stride
+        at = _PatchSums.places(x.shape[2], k, stride, x.device)
         return R.sum(0)[at].sum(1), (R.T @ R)[at[:, None], at[None]].sum(2)
 
     @staticmethod
     def backward(ctx, grad_p, grad_pp):
-        (x,), k, stride = ctx.saved_tensors, ctx.k, ctx.stride
-        R = _PatchSums.rows(x, k, stride)
-        at = _PatchSums.places(x.shape[2], k, stride, x.device).flatten(0, 1)
+        (R,), (n, _, width), k, stride = ctx.saved_tensors, ctx.shape, ctx.k, ctx.stride
+        at = _PatchSums.places(width, k, stride, R.device)
         column = R.new_zeros(R.shape[1]).index_put((at,), grad_p[:, None].expand_as(at), accumulate=True)
         pairs = (grad_pp + grad_pp.T)[:, :, None].expand(-1, -1, at.shape[1])
         product = R.new_zeros(R.shape[1], R.shape[1]).index_put((at[:, None], at[None]), pairs, accumulate=True)
-        grad_R = (R @ product + column).view(len(x), -1, k, x.shape[2])
-        grad = torch.zeros_like(x)
+        grad_R = torch.addmm(column, R, product).view(n, -1, k, width)
+        grad = R.new_zeros(ctx.shape)
         for i in range(k):
             grad[:, i : i + stride * (grad_R.shape[1] - 1) + 1 : stride] += grad_R[:, :, i]
         return grad, None, None

@@ -88,10 +88,7 @@ class AttributeConv(nn.Module):
         else:
             (h, b), (mix, bias) = kernel, bias
             z = F.elu(ops.spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, *rule), inplace=True)
-            size = z.shape[-2:]
-            out = mix @ z.view(len(x), -1, size.numel())  # (outputs * filters, inputs * Q) @ (batch, inputs * Q, positions)
-            out = out if bias is None else out + bias[:, None]
-            out = out.view(len(x), -1, *size)
+            out = F.conv2d(z.view(len(x), -1, *z.shape[-2:]), mix[:, :, None, None], bias)  # inputs * Q -> outputs * filters
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
 
     def _operator(self, x):
@@ -302,8 +299,8 @@ class MultiscaleHCNN(nn.Module):
 def load(name, root=None):
     """A pretrained network in evaluation mode, from a run folder or a short name such as "cifar10-hcnn".
 
-    A short name takes the headline run: `<data set>-<variant>`, zeros, seed 0, preset `paper`, the full training set. The network has
-    `run` (its run.json), `classes`, `mean` and `std`. Raises FileNotFoundError naming what is there.
+    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the one that was trained on the most
+    images. The network has `run` (its run.json), `classes`, `mean` and `std`. Raises FileNotFoundError naming what is there.
     """
     from safetensors.torch import load_file  # here, so that the layers alone need torch only
 
@@ -318,7 +315,7 @@ def load(name, root=None):
 
 
 def _find(name, runs):
-    """The folder of a run called `name`, or of the best trained one of the short name `<data set>-<variant>`."""
+    """The folder of a run called `name`, or of the longest trained one of the short name `<data set>-<variant>`."""
     stored = [f for f in sorted(runs.glob("*/run.json")) if (f.parent / "weights.safetensors").is_file()]
     if runs.joinpath(name) in [f.parent for f in stored]:
         return runs / name
@@ -327,8 +324,8 @@ def _find(name, runs):
         there = ", ".join(sorted(f.parent.name for f in stored)) or "none"
         raise FileNotFoundError(f"no trained network {name!r} under {runs.name}/; there are: {there}. Train one with `python -m hcnn train`.")
 
-    def training(folder):  # full training set first, then most image presentations
+    def images_seen(folder):
         run = json.loads((folder / "run.json").read_text())
         return run["train_images"] * run["epochs_done"]
 
-    return max(matches, key=training)
+    return max(matches, key=images_seen)

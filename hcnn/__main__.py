@@ -1,0 +1,165 @@
+"""python -m hcnn train | evaluate | data: what the notebooks do, without Jupyter. `--help` lists the options."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import fields
+
+import torch
+import torch.distributed as dist
+
+from . import load
+from .architecture import CONVENTIONS, VARIANTS, Architecture
+from .data import DATASETS, fetch_dataset, load_dataset, split_dataset
+from .device import PRECISIONS, choose_device
+from .recipe import SCHEDULES
+from .training import Recipe, evaluate, train
+
+ARCHITECTURE = ("variant", "K", "Q", "J", "padding_mode", "attribute_support")
+RECIPE = ("epochs", "batch_size", "lr", "schedule")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parser():
+    top = Parser(prog="python -m hcnn", description=__doc__, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    p = commands.add_parser("train", help="train a network into a run folder, or continue", allow_abbrev=False)
+    p.add_argument("--dataset", default="cifar10", choices=DATASETS)
+    p.add_argument("--preset", default="paper", choices=tuple(CONVENTIONS), help="of architecture and recipe")
+    p.add_argument("--variant", default=None, choices=tuple(VARIANTS), help="default: hcnn (released: hcnn-plus)")
+    p.add_argument("--K", type=int, help="values of an attribute, a multiple of 4")
+    p.add_argument("--Q", type=int, help="separable filters, equation (8)")
+    p.add_argument("--J", type=int, help="depth")
+    p.add_argument("--padding-mode", choices=("zeros", "periodic"))
+    p.add_argument("--attribute-support", type=int, nargs=2, metavar=("S1", "S2"))
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--lr", type=float)
+    p.add_argument("--schedule", choices=SCHEDULES)
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another field of Architecture or Recipe")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--train-size", type=int, help="training images used (default: all)")
+    p.add_argument("--split", default="test", choices=("test", "validation"), help="validation: test on held-out training images")
+    p.add_argument("--precision", default="fast", choices=PRECISIONS)
+    p.add_argument("--max-seconds", type=float, help="stop cleanly after so long; the same command continues")
+    p.add_argument("--out", help="folder of the runs (default: results/runs)")
+    _machine(p)
+
+    p = commands.add_parser("evaluate", help="recompute the stored accuracy of a run from its weights", allow_abbrev=False)
+    p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
+    p.add_argument("--images", type=int, metavar="N", help="the first N test images only")
+    _machine(p)
+
+    p = commands.add_parser("data", help="download and verify data sets", allow_abbrev=False)
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
+    p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
+    return top
+
+
+def _machine(p):
+    p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    p.add_argument("--threads", type=int, help="CPU threads")
+
+
+def settings(options):
+    """The Architecture and the Recipe that the options of `train` ask for."""
+    names = {cls: {f.name for f in fields(cls)} for cls in (Architecture, Recipe)}
+    given = {name: getattr(options, name) for name in ARCHITECTURE + RECIPE if getattr(options, name) is not None}
+    for item in options.set:
+        name, equals, text = item.partition("=")
+        if not equals or not any(name in allowed for allowed in names.values()):
+            raise ValueError(f"--set must be NAME=VALUE with a field of Architecture or Recipe, got {item!r}; fields are "
+                             + ", ".join(sorted(names[Architecture] | names[Recipe])))
+        if name in given:
+            raise ValueError(f"{name} is given twice")
+        try:
+            given[name] = json.loads(text)
+        except json.JSONDecodeError:
+            given[name] = text  # a bare word is a string
+    given.setdefault("variant", "hcnn-plus" if options.preset == "released" else "hcnn")
+    ours, recipes = ({name: value for name, value in given.items() if name in allowed} for allowed in names.values())
+    return Architecture.preset(options.dataset, preset=options.preset, **ours), Recipe.preset(options.preset, **recipes)
+
+
+def run_train(options):
+    architecture, recipe = settings(options)
+    device = choose_device(options.device)
+    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if distributed:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dataset = None
+        if not distributed or dist.get_rank() == 0:  # one process downloads
+            dataset = load_dataset(options.dataset, options.dataset_root)
+        if distributed:
+            dist.barrier()
+            dataset = dataset or load_dataset(options.dataset, options.dataset_root, download=False)
+        train(architecture, recipe, dataset, seed=options.seed, out=options.out, device=device, precision=options.precision,
+              split=options.split, train_size=options.train_size, max_seconds=options.max_seconds, log=_say)
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+def run_evaluate(options):
+    network = load(options.run)
+    run, device = network.run, choose_device(options.device)
+    parameters = run["parameters"]
+    dataset = load_dataset(parameters["dataset"], options.dataset_root)
+    if dataset.checksum != run["data_checksum"]:
+        raise ValueError(f"{parameters['dataset']} has checksum {dataset.checksum[:12]}, the run was made with {run['data_checksum'][:12]}")
+    data = split_dataset(dataset, parameters["split"], parameters["train_size"])
+    n = len(data.test_labels) if options.images is None else options.images
+    if not 1 <= n <= len(data.test_labels):
+        raise ValueError(f"--images must be between 1 and {len(data.test_labels)}, got {n}")
+    images, labels = data.test_images[:n].to(device), data.test_labels[:n].to(device)
+    loss, accuracy = evaluate(network.to(device), images, labels, network.mean, network.std)
+    stored = run["test_accuracy"]
+    _say(f"{run['name']}  {n:,} of {len(data.test_labels):,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}")
+    _say(f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}   loss here {loss:.4f}")
+
+
+def run_data(options):
+    for name in options.names:
+        if name not in DATASETS:
+            raise ValueError(f"data set must be one of {', '.join(DATASETS)}, got {name!r}")
+    for name in options.names or DATASETS:
+        dataset = fetch_dataset(name, options.dataset_root)
+        _say(f"{name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+             f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]} verified")
+
+
+def _say(line):
+    print(line, flush=True)
+
+
+def main(arguments=None):
+    """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later, with one line on stderr."""
+    try:
+        options = parser().parse_args(arguments)
+        threads = getattr(options, "threads", None)
+        if threads is not None:
+            if threads < 1:
+                raise ValueError(f"threads must be at least 1, got {threads}")
+            torch.set_num_threads(threads)
+        dict(train=run_train, evaluate=run_evaluate, data=run_data)[options.command](options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, FloatingPointError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

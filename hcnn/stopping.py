@@ -1,0 +1,58 @@
+"""When a run is to stop: a signal that came, or a deadline that passed."""
+
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+
+class Stopped(Exception):
+    """Raised inside an evaluation when the run is to stop."""
+
+
+class Stop:
+    """Why to stop, if at all; a training loop asks at every step."""
+
+    def __init__(self, deadline=None):
+        self.signal, self.deadline = None, deadline
+
+    def reason(self):
+        """The reason to stop now, as text; None to go on."""
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return "the time is up" if self.deadline is not None and time.monotonic() >= self.deadline else None
+
+    def check(self):
+        """Raise Stopped if there is a reason."""
+        if self.reason():
+            raise Stopped
+
+    def check_signal(self):
+        """Raise Stopped if a signal came."""
+        if self.signal is not None:
+            raise Stopped
+
+
+@contextmanager
+def stop_on_signals(deadline=None):
+    """A Stop that the first SIGTERM or SIGINT sets; a second signal acts as it did before.
+
+    deadline: of time.monotonic(). Signals reach the main thread only: elsewhere the deadline alone counts.
+    """
+    stop, kept = Stop(deadline), {}
+
+    def restore():
+        while kept:
+            signal.signal(*kept.popitem())
+
+    def handle(number, frame):
+        stop.signal = signal.Signals(number).name
+        restore()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            kept[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()
