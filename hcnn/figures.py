@@ -126,7 +126,7 @@ def _all_layers(ax, a):
         ax.text(x + 9, 37, f"$x_{{{j}}}$", ha="center", fontsize=11)
         if j:
             _arrow(ax, (x - 9.5, 38.2), (x + 2.5 - (j > 9), 38.2))
-            ax.text(x - 3.5, 39.8, f"$W_{{{j}}}$", ha="center", fontsize=9)
+            ax.text(x - 3.5, 40.6, f"$W_{{{j}}}$", ha="center", fontsize=9)
         attributes, size = (shape, (1, 1)) if j == a.J else (shape[:-2], shape[-2:])
         if j == 0:
             for i, colour in enumerate(("#d7301f", "#41ab5d", "#4292c6")[: a.in_channels]):
@@ -214,9 +214,9 @@ def invariance(changes):
     return fig
 
 
-def maps(rows, column_titles, figsize):
+def maps(rows, column_titles):
     """rows: {label: [image, map, map, ...]} of 2-D arrays; None leaves a gap. All maps share one scale, symmetric about 0."""
-    fig, axes = plt.subplots(len(rows), len(column_titles), figsize=figsize, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(len(rows), len(column_titles), figsize=(11, 1.3 * len(rows)), layout="constrained", squeeze=False)
     high = max(float(abs(array).max()) for arrays in rows.values() for array in arrays[1:])
     for line, (label, (image, *arrays)) in zip(axes, rows.items()):
         if image is not None:
@@ -240,4 +240,95 @@ def spectrograms(panels, bins_per_octave):
         ax.set(xlabel="time u (samples)")
         ax.set_title(title, fontsize=10)
     axes[0].set_ylabel(f"$v_1$ (1/{bins_per_octave} octave)")
+    return fig
+
+
+def image_grid(rows, titles, title):
+    """rows: lists of (3, height, width) images, uint8 or 0..1; titles: the same lists of strings."""
+    size = 1.2 * len(rows[0]), 1.45 * len(rows) + 0.4
+    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
+    for ax, image, text in zip(axes.flat, (i for row in rows for i in row), (t for row in titles for t in row)):
+        ax.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
+        ax.set_title(text, fontsize=8)
+        ax.axis("off")
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+
+def predictions(images, truth, said, title):
+    """Images in rows of eight under their true class, and the predicted one where it differs."""
+    texts = [true if true == guess else f"{true}\nnot {guess}" for true, guess in zip(truth, said)]
+    right, rows = sum(true == guess for true, guess in zip(truth, said)), range(0, len(texts), 8)
+    return image_grid([images[i:i + 8] for i in rows], [texts[i:i + 8] for i in rows], f"{title}: {right} of {len(texts)} right")
+
+
+def learning_curves(curves, title):
+    """curves: the long table of `results.learning_curves`; a panel a setting, a colour a network, a band of one deviation over seeds."""
+    settings, networks = list(dict.fromkeys(curves.setting)), sorted(set(curves.network))
+    columns, palette = min(len(settings), 3), dict(zip(networks, sns.color_palette("colorblind", len(networks))))
+    lines = -(-len(settings) // columns)
+    size = max(6, 4.4 * columns), 3.5 * lines + 0.4
+    fig, axes = plt.subplots(lines, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for ax, setting in zip(axes.flat, settings):
+        shown = curves[curves.setting == setting]
+        sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=[n for n in networks if n in set(shown.network)],
+                     palette=palette, style="images", dashes={"training": (2, 1.5), "test": "", "held out": ""}, errorbar="sd", ax=ax,
+                     marker="o" if shown.epoch.max() <= 20 else None)
+        ax.set(title=setting, ylabel="accuracy (%)", ylim=(0, 100))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(fontsize=7)
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(settings):]:
+        ax.axis("off")
+    fig.suptitle(title, fontsize=11)
+    sns.despine(fig)
+    return fig
+
+
+def by_depth(numbers, ylabel, title):
+    """numbers: DataFrame, a row a depth, a group of bars each."""
+    fig, ax = plt.subplots(figsize=(9, 3), layout="constrained")
+    numbers.plot.bar(ax=ax, rot=0, width=0.8, color=[MIDDLE, NEW, OLD][:numbers.shape[1]], xlabel="depth j", ylabel=ylabel, title=title)
+    ax.legend(fontsize=8)
+    sns.despine(fig)
+    return fig
+
+
+def tap_gradients(gradients):
+    """gradients: {title: (s, s') size of the gradient of each tap}; taps without one stay white."""
+    fig, axes = plt.subplots(1, len(gradients), figsize=(3.9 * len(gradients), 2.9), layout="constrained")
+    for ax, (title, gradient) in zip(axes, gradients.items()):
+        sns.heatmap(gradient, mask=np.asarray(gradient) == 0, cmap="viridis", square=True, cbar=False, ax=ax, linewidths=0.5, linecolor="0.9")
+        ax.set(xlabel="tap along $v_{j-1}$", ylabel="tap along $v_{j-2}$")
+        ax.set_title(title, fontsize=10)
+    return fig
+
+
+def growth(panels, ylabels, sharey=False):
+    """panels: {title: DataFrame, up to three columns, a line each over its named index}, logarithmic."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.5), sharey=sharey, layout="constrained")
+    for ax, (title, lines), ylabel in zip(axes, panels.items(), ylabels):
+        for (name, values), colour, style in zip(lines.items(), (NEW, MIDDLE, "black"), ("o-", "o-", "--")):
+            ax.semilogy(lines.index, values, style, color=colour, label=name, markersize=3.5)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set(xlabel=lines.index.name, ylabel=ylabel)
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    sns.despine(fig)
+    return fig
+
+
+def parameters(panels):
+    """panels: {title: {network: millions of parameters}}, a logarithmic axis; names that begin with HCNN stand out."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(11, 2.8), sharex=True, layout="constrained")
+    for ax, (title, networks) in zip(axes, panels.items()):
+        networks = dict(sorted(networks.items(), key=lambda item: -item[1]))
+        ax.scatter(list(networks.values()), list(networks), color=[NEW if n.startswith("HCNN") else GREY for n in networks], zorder=3)
+        for name, millions in networks.items():
+            ax.annotate(f"{millions:.2g}M", (millions, name), (8, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.set(xscale="log", xlim=(0.06, 5), xlabel="parameters, millions")
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    sns.despine(fig)
     return fig

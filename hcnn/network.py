@@ -1,9 +1,6 @@
 """The networks: thin modules that own parameters and call the operators of `attribute_conv`."""
 
-import json
-import os
 from math import prod
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -254,7 +251,7 @@ class HCNN(nn.Module):
                              "other sizes: Architecture(image_size=...)")
 
     def predict(self, images, batch_size=100):
-        """Class names of uint8 images, (n, 3, height, width) or (n, height, width, 3); for networks from `load`."""
+        """Class names of uint8 images, (n, 3, height, width) or (n, height, width, 3); for networks from `hcnn.load`."""
         images = torch.as_tensor(images)
         if images.dim() == 4 and tuple(images.shape[1:]) != self.architecture.shape(0):
             images = images.permute(0, 3, 1, 2)
@@ -294,38 +291,3 @@ class MultiscaleHCNN(nn.Module):
         for operator, norm in zip(self.operators, self.norms):
             x = F.elu(norm(operator(x)))
         return x.mean((-1, -2, *range(1, x.dim() - 3)))
-
-
-def load(name, root=None):
-    """A pretrained network in evaluation mode, from a run folder or a short name such as "cifar10-hcnn".
-
-    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the one that was trained on the most
-    images. The network has `run` (its run.json), `classes`, `mean` and `std`. Raises FileNotFoundError naming what is there.
-    """
-    from safetensors.torch import load_file  # here, so that the layers alone need torch only
-
-    folder = Path(name)
-    if not (folder / "run.json").is_file():
-        folder = _find(str(name), Path(root or os.environ.get("HCNN_RESULTS") or Path(__file__).parents[1] / "results") / "runs")
-    run = json.loads((folder / "run.json").read_text())
-    network = HCNN(Architecture(**run["parameters"]["architecture"]))
-    network.load_state_dict(load_file(folder / "weights.safetensors"))
-    network.run, network.classes, network.mean, network.std = run, run["classes"], run["mean"], run["std"]
-    return network.eval()
-
-
-def _find(name, runs):
-    """The folder of a run called `name`, or of the longest trained one of the short name `<data set>-<variant>`."""
-    stored = [f for f in sorted(runs.glob("*/run.json")) if (f.parent / "weights.safetensors").is_file()]
-    if runs.joinpath(name) in [f.parent for f in stored]:
-        return runs / name
-    matches = [f.parent for f in stored if f.parent.name.startswith(name + "-zeros-s0-")]
-    if not matches:
-        there = ", ".join(sorted(f.parent.name for f in stored)) or "none"
-        raise FileNotFoundError(f"no trained network {name!r} under {runs.name}/; there are: {there}. Train one with `python -m hcnn train`.")
-
-    def images_seen(folder):
-        run = json.loads((folder / "run.json").read_text())
-        return run["train_images"] * run["epochs_done"]
-
-    return max(matches, key=images_seen)

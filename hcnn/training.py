@@ -320,8 +320,8 @@ class _Training:
     def _diverged(self, what, step):
         where = f"step {step}" if self.device.type == "cpu" else f"a step between {max(1, step - GPU_CHECK_STEPS)} and {step}"
         raise FloatingPointError(
-            f"{what} at epoch {self.state['epoch'] + 1}, {where} of {self.steps}; lower lr (now {self.recipe.lr:g}) or use precision='strict'. "
-            f"Nothing is lost: the folder {self.folder} stays as it was at the last checkpoint")
+            f"{what} at epoch {self.state['epoch'] + 1}, {where} of {self.steps}; lower lr ({self.recipe.lr:g}) or use "
+            f"precision='strict'. Nothing is lost: the folder {self.folder} stays as it was at the last checkpoint")
 
     # ---- what is printed
 

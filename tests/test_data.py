@@ -299,7 +299,9 @@ def test_a_damaged_archive_leaves_nothing(server, tmp_path):
     assert os.listdir(tmp_path / "new") == []
 
 
-def test_offline_in_the_environment_prevents_downloads(server, tmp_path, monkeypatch):
+def test_downloads_can_be_switched_off_by_argument_and_environment(server, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="downloads are switched off"):
+        load_dataset("cifar10", tmp_path / "new", download=False)
     monkeypatch.setenv("HCNN_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="downloads are switched off"):
         load_dataset("cifar10", tmp_path / "new")

@@ -54,7 +54,8 @@ def test_paper_rate_is_divided_by_ten_every_40_epochs(epoch, factor):
     assert lr_at(Recipe(), (epoch - 1) / 240) == pytest.approx(0.25 * factor, rel=1e-12)
 
 
-@pytest.mark.parametrize("epoch, factor", [(1, 1), (41, 0.5), (81, 0.25), (241, 0.015), (240, 0.03), (261, 0.007), (281, 0.00035), (320, 0.00017)])
+@pytest.mark.parametrize("epoch, factor", [(1, 1), (41, 0.5), (81, 0.25), (241, 0.015), (240, 0.03), (261, 0.007), (281, 0.00035),
+                                           (320, 0.00017)])
 def test_released_rate_follows_its_list(epoch, factor):
     assert lr_at(Recipe.preset("released"), (epoch - 1) / 320) == pytest.approx(0.35 * factor, rel=1e-12)
 
@@ -71,7 +72,8 @@ def test_cosine_rises_for_a_twentieth_of_the_run_and_ends_at_zero():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("batch_size", 0), ("lr", 0), ("lr", float("nan")), ("lr", "fast"), ("schedule", "linear"),
+    ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("batch_size", 0), ("lr", 0), ("lr", float("nan")), ("lr", "fast"),
+    ("schedule", "linear"),
     ("milestones", (0.5, 0.2)), ("milestones", (0.5, 2)), ("milestones", 3), ("multipliers", (1, 2)), ("momentum", 1), ("momentum", -0.1),
     ("nesterov", 1), ("weight_decay", -1), ("shift", -1), ("shift", 1.5), ("flip", "yes"), ("mean", (1, 2)), ("std", (0.0, 0.2, 0.2)),
     ("mean", (0.5, 0.5, 0.5)),
@@ -242,7 +244,8 @@ def test_every_call_gets_on_however_short_its_time(data, tmp_path):
 
 def command(out, *options):
     return [sys.executable, "-m", "hcnn", "train", "--dataset", "digits", "--K", "4", "--Q", "2", "--J", "4", "--set", "subsampled=[1,2]",
-            "--epochs", "12", "--train-size", "100", "--batch-size", "20", "--out", str(out), "--threads", str(torch.get_num_threads()), *options]
+            "--epochs", "12", "--train-size", "100", "--batch-size", "20", "--out", str(out),
+            "--threads", str(torch.get_num_threads()), *options]
 
 
 def begun(out):
@@ -282,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_with_place_and_advice_and_loses_nothing
     monkeypatch.setattr(HCNN, "forward", lambda self, x: forward(self, x) * float("nan"))
     _, state = runs.read_checkpoint(folder)
     place = f"the loss is not finite at epoch {state['epoch'] + 1}, step {state['step'] + 1} of 5"
-    with pytest.raises(FloatingPointError, match=place + r"; lower lr \(now 0.1\) or use precision='strict'"):
+    with pytest.raises(FloatingPointError, match=place + r"; lower lr \(0.1\) or use precision='strict'"):
         train(TINY, SHORT, data, out=tmp_path, log=quiet)
     assert (folder / runs.CHECKPOINT).read_bytes() == checkpoint
     monkeypatch.undo()
@@ -352,7 +355,8 @@ def test_a_run_continued_on_other_hardware_records_both(data, tmp_path, stop_aft
     record = training.provenance
     monkeypatch.setattr(training, "provenance", lambda *arguments: record(*arguments) | dict(device="another"))
     run = runs.read_run(train(TINY, SHORT, data, out=tmp_path, log=quiet))
-    assert run["device"] == "another" and [part["device"] for part in run["earlier"]] == [record(torch.device("cpu"), torch.float32)["device"]]
+    first = record(torch.device("cpu"), torch.float32)["device"]
+    assert run["device"] == "another" and [part["device"] for part in run["earlier"]] == [first]
 
 
 def test_training_leaves_the_settings_of_torch_as_they_were(data, tmp_path):
