@@ -165,11 +165,11 @@ def patch_moments(x, support=3, stride=1, padding_mode="zeros", padding="symmetr
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         padded = pad_space(x[:, None], support, stride, padding_mode, padding)[:, 0]
         with torch.no_grad():
-            total = all_sum(torch.stack([padded.sum(), padded.new_tensor(float(padded.numel()))]))
+            total = all_sum(torch.stack([padded.sum(), padded.new_full((), padded.numel())]))
             centre = total[0] / total[1].clamp(min=1)
         p, pp = _PatchSums.apply(padded - centre, support, stride)
         patches = len(x) * prod(-(-n // stride) for n in x.shape[1:])
-        sums = all_sum(torch.cat([p, pp.flatten(), p.new_tensor([float(patches)])]))
+        sums = all_sum(torch.cat([p, pp.flatten(), p.new_full((1,), patches)]))
         n = sums[-1].detach()
         mu, E = sums[: len(p)] / n, sums[len(p) : -1].view_as(pp) / n
         return mu + centre, E - mu[:, None] * mu, n

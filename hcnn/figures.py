@@ -201,16 +201,18 @@ def covariance(errors):
 
 def invariance(changes):
     """changes: {(boundary, axis): DataFrame of changes of the class scores, depth by translation; NaN: no such translation}."""
-    boundaries, axes_names = (list(dict.fromkeys(key[i] for key in changes)) for i in (0, 1))
-    fig, axes = plt.subplots(len(boundaries), len(axes_names), figsize=(12.5, 3.4 * len(boundaries)), layout="constrained", squeeze=False)
-    for row, boundary in zip(axes, boundaries):
-        for ax, axis in zip(row, axes_names):
-            frame = changes[boundary, axis]
-            labels = frame.map(lambda v: "" if np.isnan(v) else "0" if v < 1e-10 else f"{v:.2g}")
-            sns.heatmap(frame, ax=ax, vmin=0, vmax=2, cmap="rocket", annot=labels, fmt="", annot_kws=dict(fontsize=8), linewidths=0.4,
-                        cbar=ax is row[-1], cbar_kws=dict(label="change of the class scores", extend="max"))
-            ax.set(title=f"{boundary}, along {axis}", xlabel="translation of $x_j$ (samples)", ylabel="depth j")
-            ax.tick_params(axis="y", rotation=0)
+    boundaries, names = (list(dict.fromkeys(key[i] for key in changes)) for i in (0, 1))
+    size = 12.5, 3.4 * len(boundaries)
+    fig, axes = plt.subplots(len(boundaries), len(names), figsize=size, layout="constrained", squeeze=False)
+    for (boundary, name), ax in zip(changes, axes.flat):
+        frame = changes[boundary, name]
+        image = ax.imshow(frame, cmap="magma", vmin=0, vmax=2, aspect="auto")
+        for (row, column), value in np.ndenumerate(frame):
+            text = "" if np.isnan(value) else "0" if value < 1e-10 else f"{value:.2g}"
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if value > 1.2 else "white")
+        ax.set(title=f"{boundary}, along {name}", xlabel="translation of $x_j$ (samples)", ylabel="depth j",
+               xticks=range(frame.shape[1]), xticklabels=frame.columns, yticks=range(len(frame)), yticklabels=frame.index)
+    fig.colorbar(image, ax=axes, label="change of the class scores / distance between two images", extend="max", shrink=0.8)
     return fig
 
 
@@ -244,20 +246,21 @@ def spectrograms(panels, bins_per_octave):
 
 
 def image_grid(rows, titles, title):
-    """rows: lists of (3, height, width) images, uint8 or 0..1; titles: the same lists of strings."""
-    size = 1.2 * len(rows[0]), 1.45 * len(rows) + 0.4
-    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
-    for ax, image, text in zip(axes.flat, (i for row in rows for i in row), (t for row in titles for t in row)):
-        ax.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
-        ax.set_title(text, fontsize=8)
-        ax.axis("off")
-    fig.suptitle(title, fontsize=11)
+    """rows: lists of (3, height, width) images of one size, uint8 or 0..1; titles: the same lists of strings, set above them."""
+    fig, ax = plt.subplots(figsize=(1.2 * max(map(len, rows)), 1.6 * len(rows) + 0.4), layout="constrained")
+    for i, (images, texts) in enumerate(zip(rows, titles)):
+        for j, (image, text) in enumerate(zip(images, texts)):
+            left, top = 1.1 * j, 1.5 * i
+            ax.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest", extent=(left, left + 1, top + 1, top))
+            ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8)
+    ax.set(xlim=(0, 1.1 * max(map(len, rows)) - 0.1), ylim=(1.5 * len(rows) - 0.5, -0.35), title=title)
+    ax.axis("off")
     return fig
 
 
 def predictions(images, truth, said, title):
-    """Images in rows of eight under their true class, and the predicted one where it differs."""
-    texts = [true if true == guess else f"{true}\nnot {guess}" for true, guess in zip(truth, said)]
+    """Images in rows of eight under their true class, and what the network said where it differs."""
+    texts = [true if true == guess else f"{true}\nsaid: {guess}" for true, guess in zip(truth, said)]
     right, rows = sum(true == guess for true, guess in zip(truth, said)), range(0, len(texts), 8)
     return image_grid([images[i:i + 8] for i in rows], [texts[i:i + 8] for i in rows], f"{title}: {right} of {len(texts)} right")
 
@@ -267,68 +270,20 @@ def learning_curves(curves, title):
     settings, networks = list(dict.fromkeys(curves.setting)), sorted(set(curves.network))
     columns, palette = min(len(settings), 3), dict(zip(networks, sns.color_palette("colorblind", len(networks))))
     lines = -(-len(settings) // columns)
-    size = max(6, 4.4 * columns), 3.5 * lines + 0.4
+    size = max(6, 4.4 * columns), 4.4 * lines + 0.4
     fig, axes = plt.subplots(lines, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, setting in zip(axes.flat, settings):
         shown = curves[curves.setting == setting]
         sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=[n for n in networks if n in set(shown.network)],
-                     palette=palette, style="images", dashes={"training": (2, 1.5), "test": "", "held out": ""}, errorbar="sd", ax=ax,
+                     palette=palette, style="images", dashes={"training": (2, 1.5), "test": "", "held out": (5, 1, 1, 1)}, errorbar="sd", ax=ax,
                      marker="o" if shown.epoch.max() <= 20 else None)
-        ax.set(title=setting, ylabel="accuracy (%)", ylim=(0, 100))
+        ax.set(ylabel="accuracy (%)", ylim=(0, None))
+        ax.set_title(setting, fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below: it hides no curve
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(settings):]:
         ax.axis("off")
     fig.suptitle(title, fontsize=11)
-    sns.despine(fig)
-    return fig
-
-
-def by_depth(numbers, ylabel, title):
-    """numbers: DataFrame, a row a depth, a group of bars each."""
-    fig, ax = plt.subplots(figsize=(9, 3), layout="constrained")
-    numbers.plot.bar(ax=ax, rot=0, width=0.8, color=[MIDDLE, NEW, OLD][:numbers.shape[1]], xlabel="depth j", ylabel=ylabel, title=title)
-    ax.legend(fontsize=8)
-    sns.despine(fig)
-    return fig
-
-
-def tap_gradients(gradients):
-    """gradients: {title: (s, s') size of the gradient of each tap}; taps without one stay white."""
-    fig, axes = plt.subplots(1, len(gradients), figsize=(3.9 * len(gradients), 2.9), layout="constrained")
-    for ax, (title, gradient) in zip(axes, gradients.items()):
-        sns.heatmap(gradient, mask=np.asarray(gradient) == 0, cmap="viridis", square=True, cbar=False, ax=ax, linewidths=0.5, linecolor="0.9")
-        ax.set(xlabel="tap along $v_{j-1}$", ylabel="tap along $v_{j-2}$")
-        ax.set_title(title, fontsize=10)
-    return fig
-
-
-def growth(panels, ylabels, sharey=False):
-    """panels: {title: DataFrame, up to three columns, a line each over its named index}, logarithmic."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.5), sharey=sharey, layout="constrained")
-    for ax, (title, lines), ylabel in zip(axes, panels.items(), ylabels):
-        for (name, values), colour, style in zip(lines.items(), (NEW, MIDDLE, "black"), ("o-", "o-", "--")):
-            ax.semilogy(lines.index, values, style, color=colour, label=name, markersize=3.5)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel=lines.index.name, ylabel=ylabel)
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    sns.despine(fig)
-    return fig
-
-
-def parameters(panels):
-    """panels: {title: {network: millions of parameters}}, a logarithmic axis; names that begin with HCNN stand out."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(11, 2.8), sharex=True, layout="constrained")
-    for ax, (title, networks) in zip(axes, panels.items()):
-        networks = dict(sorted(networks.items(), key=lambda item: -item[1]))
-        ax.scatter(list(networks.values()), list(networks), color=[NEW if n.startswith("HCNN") else GREY for n in networks], zorder=3)
-        for name, millions in networks.items():
-            ax.annotate(f"{millions:.2g}M", (millions, name), (8, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set(xscale="log", xlim=(0.06, 5), xlabel="parameters, millions")
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
     sns.despine(fig)
     return fig

@@ -172,7 +172,7 @@ class AttributeNorm(nn.Module):
     def _moments(self, z):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
-            count = z.new_tensor([float(z.numel() // z.shape[1])])
+            count = z.new_full((1,), z.numel() // z.shape[1])
             total = ops.all_sum(torch.cat([z.sum((0, 2, 3)), count]))
             mean, n = total[:-1] / total[-1].detach(), total[-1].detach()
             var = ops.all_sum((z - mean.view(-1, 1, 1)).square().sum((0, 2, 3))) / n

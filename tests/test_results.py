@@ -198,15 +198,16 @@ def test_other_runs_tell_data_sizes_epochs_split_and_device(tmp_path):
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_folder_gives_a_warning_and_a_line_and_breaks_no_table(tmp_path, claims, kind):
+def test_damaged_folder_gives_a_warning_and_a_line_and_breaks_no_table(tmp_path, claims, capsys, kind):
     fabricate(tmp_path, 0.91, seed=0)
     damaged = fabricate(tmp_path, 0.9, seed=1)
     damage(damaged, kind)
-    with pytest.warns(UserWarning, match=f"{damaged.name} is left out of every table"):
-        loaded = results.load_runs(tmp_path)
+    loaded = results.load_runs(tmp_path)
+    assert capsys.readouterr().out.startswith(f"WARNING: {damaged.name} is left out of every table: ")
     assert row(results.table("cifar10", loaded), model="Hierarchical CNN")["accuracy, here"] == "91.00"
     line = row(results.other_runs(loaded))
-    assert (line["data"], line["run"]) == ("damaged", damaged.name) and line["differs from the paper in"]
+    assert (line["data"], line["run"]) == ("damaged", damaged.name)
+    assert line["differs from the paper in"] and str(tmp_path) not in line["differs from the paper in"]
     assert set(results.learning_curves(loaded).seed) == {0}
     assert row(results.summary(loaded, claims), quantity="accuracy (%), CIFAR-10, Hierarchical CNN")["here"].startswith("91.00")
 
@@ -219,10 +220,11 @@ def test_run_folder_read_while_an_epoch_is_written_shows_the_epochs_of_run_json(
     assert run.problem is None and len(run.metrics) == 3 and not run.complete
 
 
-def test_files_and_hidden_folders_beside_the_runs_are_no_runs(tmp_path, recwarn):
+def test_files_and_hidden_folders_beside_the_runs_are_no_runs(tmp_path, capsys):
     (tmp_path / ".cache").mkdir()
     (tmp_path / "README.md").write_text("")
-    assert results.load_runs(tmp_path) == [] and results.load_runs(tmp_path / "none") == [] and not recwarn
+    assert results.load_runs(tmp_path) == [] and results.load_runs(tmp_path / "none") == []
+    assert capsys.readouterr().out == ""
 
 
 # Learning curves
@@ -268,6 +270,18 @@ def test_verdict_is_reproduced_within_half_a_point_or_one(tmp_path, claims, data
     assert f"{100 * accuracy:.2f}% here" in answer and "n = 1" in answer
 
 
+@pytest.mark.parametrize("accuracy, verdict", [(0.9101, "reproduced"), (0.9095, "not reproduced"), (0.95, "reproduced")])
+def test_claim_above_a_number_is_reproduced_above_it_alone(tmp_path, claims, accuracy, verdict):
+    claims.write_text(CLAIMS.replace("cifar10/hcnn/accuracy", "cifar10/hcnn/accuracy>91"))
+    fabricate(tmp_path, accuracy)
+    assert results.ledger(results.load_runs(tmp_path), claims).verdict[0] == verdict
+
+
+def test_every_run_key_of_the_ledger_is_known():
+    ledger = results.ledger([])
+    assert set(ledger.verdict[ledger.run_key != ""]) == {"not run"}
+
+
 def test_claim_on_an_accuracy_is_not_run_without_a_headline_run(tmp_path, claims):
     claims.write_text(CLAIMS.replace("CIFAR-10,,", "CIFAR-10,reproduced,"))
     fabricate(tmp_path, 0.9123, K=8)
@@ -282,13 +296,16 @@ def test_unknown_run_key_is_refused(claims):
 
 def test_summary_shows_counts_and_says_what_an_accuracy_was_computed_on(tmp_path, claims):
     fabricate(tmp_path, 0.93, variant="hcnn-plus")
+    for seed, accuracy in ACCURACIES.items():
+        fabricate(tmp_path, accuracy, dataset="cifar100", variant="hcnn-plus", seed=seed)
     fabricate(tmp_path, 0.43, K=8, Q=16, train_size=2_000, recipe=dict(epochs=4))
     fabricate(tmp_path, 0.97, dataset="digits", substitutes="cifar100", recipe=dict(epochs=2))
     table = results.summary(results.load_runs(tmp_path), claims)
     assert list(table) == ["quantity", "paper", "here", "computed_on"]
     assert row(table, quantity="filter weights, CIFAR-10, Hierarchical CNN")["here"] == "97,650"
     assert row(table, quantity="trainable numbers, the authors' code")["here"] == "360,522"
-    assert row(table, quantity="accuracy (%), CIFAR-10, Hierarchical CNN (+)")["here"] == "93.00 (one seed, n = 1)"
+    assert row(table, quantity="accuracy (%), CIFAR-10, Hierarchical CNN (+)")["here"] == "93.00 (one seed)"
+    assert row(table, quantity="accuracy (%), CIFAR-100, Hierarchical CNN (+)")["here"] == "90.97 (± 0.43, n = 3)"
     small = row(table, quantity="accuracy (%), CIFAR-10, Hierarchical CNN")
     assert (small["paper"], small["here"]) == ("91.23", "43.00")
     assert small["computed_on"].startswith("NOT COMPARABLE: 2,000 of 50,000 training images; K 8 instead of 16")
