@@ -23,8 +23,8 @@ def save(fig, name, folder):
 
 def architecture(a):
     """Figures 1 and 2 of the paper for an `Architecture`: a layer of a vanilla CNN and W_2 above, all layers below."""
-    fig = plt.figure(figsize=(11, 6.9))
-    top, bottom = fig.add_gridspec(2, 1, height_ratios=(1, 1.5), hspace=0.0)
+    fig = plt.figure(figsize=(11, 6.6))
+    top, bottom = fig.add_gridspec(2, 1, height_ratios=(1, 1.7), hspace=0.0)
     left, right = (fig.add_subplot(cell) for cell in top.subgridspec(1, 2, wspace=0.03))
     second = a.layers[1]
     _vanilla_layer(left, a.K, second.spatial_support)
@@ -144,7 +144,7 @@ def _all_layers(ax, a):
                 ax.text(x + 8, -20, f"{size[0]} × {size[1]}", ha="center", va="top", fontsize=8.5, color=SPACE)
     rows = "{} $\\times$ {}".format(*a.attribute_support)
     spans = [(1, 1, "sum over\ncolours, (3)"), (2, 2, "3-D\nconv., (4)"), (3, 3, "4-D\nconv., (4)"),
-             (4, a.J - 1, f"sum over $v_{{j-3}}$, then convolution along $u$ and $(v_{{j-2}}, v_{{j-1}})$, "
+             (4, a.J - 1, f"{a.reduction} over $v_{{j-3}}$, then convolution along $u$ and $(v_{{j-2}}, v_{{j-1}})$, "
               f"support {a.spatial_support} $\\times$ {a.spatial_support} $\\times$ {rows},\n"
               "subsampled by 2 along attributes, equation (6)"),
              (a.J, a.J, f"{a.reduction}\nof all but\nthe class, (7)")]
