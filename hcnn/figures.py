@@ -154,7 +154,8 @@ def _all_layers(ax, a):
         ax.text((left + right) / 2, -29, text, ha="center", va="top", fontsize=8)
     for y, text, colour in ((22, "attributes", "black"), (-10, "space", SPACE)):
         ax.text(-13, y, text, rotation=90, ha="center", va="center", fontsize=9, color=colour)
-    for x, text, colour in ((0, "$v_{j-2}$", OLD), (26, "$v_{j-1}$", MIDDLE), (52, "$v_j$, the new attribute", NEW), (124, "$u$, space", SPACE)):
+    legend = (0, "$v_{j-2}$", OLD), (26, "$v_{j-1}$", MIDDLE), (52, "$v_j$, the new attribute", NEW), (124, "$u$, space", SPACE)
+    for x, text, colour in legend:
         ax.plot([x - 10, x - 2], [49, 49], color=colour, linewidth=3)
         ax.text(x, 49, text, va="center", fontsize=9)
     _frame(ax, f"{a.name}, J = {a.J}, K = {a.K}: every layer and its size, written where it changes", (-18, pitch * a.J + 24), (-42, 53))
@@ -165,8 +166,8 @@ def rank(errors, rank_limit):
     fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
     ax.semilogy(list(errors), [max(e, 1e-17) for e in errors.values()], "o-", color=NEW)
     ax.axvline(rank_limit, color=GREY, linestyle=":", label=f"{rank_limit} taps of h")
-    ax.set(xlabel="Q, number of separable filters", ylabel="relative error of w", title="Equation (8) loses nothing once Q reaches the rank",
-           xticks=list(errors))
+    ax.set(xlabel="Q, number of separable filters", ylabel="relative error of w", xticks=list(errors),
+           title="Equation (8) loses nothing once Q reaches the rank")
     ax.legend()
     sns.despine(fig)
     return fig
