@@ -263,6 +263,28 @@ class Architecture:
         r = min(layer.Q, space, layer.filters * live)
         return r * (space + layer.filters * live - r)
 
+    def carried(self, j, shift):
+        """What a translation of x_j along (v_{j-2}, v_{j-1}, v_j, u) does to later layers: yields (j, shift), (j + 1, ...), ...
+
+        Covariance with subsampling, for periodic boundaries: each W halves the attributes that it convolves, averages the
+        oldest, and its new attribute does not move. Ends at x_{J-1}, or where a translation would not be a whole number.
+        """
+        yield j, shift
+        stride = self.layers[j].stride if j < self.J - 1 else 0  # of W_{j+1}
+        if stride and shift[1] % 2 == shift[2] % 2 == shift[3] % stride == 0:
+            yield from self.carried(j + 1, (shift[1] // 2, shift[2] // 2, 0, shift[3] // stride))
+
+    def exact_translation(self, j, axis):
+        """Proposition 3.1 with subsampling: the smallest translation of x_j, j >= 3, that does not change the class scores.
+
+        axis: 0..3 for v_{j-2}, v_{j-1}, v_j, u; periodic boundaries. Returns a power of 2, None where the axis is the class.
+        """
+        for tau in (2**i for i in range(self.J)):
+            last, shift = list(self.carried(j, tuple(tau * (i == axis) for i in range(4))))[-1]
+            if last == self.J - 1 and not shift[2]:
+                return tau
+        return None
+
     def _live_taps(self, n, support, stride):
         """Taps of one axis that reach the grid from some output index (periodic: distinct inputs read, at most n)."""
         if self.padding_mode == "periodic":

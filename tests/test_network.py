@@ -82,6 +82,7 @@ def exact_shifts(a, j):
 @pytest.mark.parametrize("variant, j", list(product(("hcnn", "hcnn-plus"), (3, 6, 9, 10, 11))))
 def test_last_layer_is_invariant_to_exactly_the_shifts_of_proposition_3_1(variant, j):
     a = Architecture(variant=variant, K=16, Q=2, J=12, padding_mode="periodic", image_size=(16, 16))
+    assert [a.exact_translation(j, axis) for axis in range(4)] == [exact_shifts(a, j)[dim] for dim in (1, 2, 3, 4)]
     net = network(a).eval()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
 
