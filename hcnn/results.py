@@ -285,7 +285,7 @@ def _answer(key, runs):
 
 
 def summary(runs, path=None):
-    """quantity, paper, here, computed_on: counts, the accuracy of every system, verdicts. What is not comparable says so."""
+    """quantity, paper, here, computed_on: counts, the accuracy of every system, verdicts. Accuracies in parentheses are not comparable."""
     rows = []
     for dataset, systems in PAPER.items():
         for model, variant, parameters, _ in systems:
@@ -301,7 +301,7 @@ def summary(runs, path=None):
                 spread = "one seed" if row["n"] == 1 else f"± {row['deviation']}, n = {row['n']}"
                 here, on = f"{here} ({spread})", f"full recipe on {row['device']}"
             elif run := best_available(dataset, variant, runs):
-                here, on = f"{run.accuracy:.2f}", f"NOT COMPARABLE: {'; '.join([*departures(run), run.device])}"
+                here, on = f"({run.accuracy:.2f})", f"NOT COMPARABLE: {'; '.join([*departures(run), run.device])}"
             rows.append((f"accuracy (%), {TITLES[dataset]}, {model}", f"{accuracy:.2f}", here, on))
     for variant, system in VARIANTS.items():
         run = best_available("digits", variant, [r for r in usable(runs) if not r.substitutes])

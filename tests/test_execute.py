@@ -143,7 +143,7 @@ def test_output_says_when_digits_stand_in(folder, monkeypatch):
 def test_small_profile_takes_all_digits_where_they_stand_in(folder, monkeypatch):
     monkeypatch.setattr(execute, "check", lambda path, parameters: None)
     path = execute.find("03")
-    assert execute.planned(path, "small", {})[1]["train_size"] == 3000
+    assert execute.planned(path, "small", {})[1]["train_size"] == 4000
     assert execute.planned(path, "small", {"dataset": "digits"})[1]["train_size"] is None
     monkeypatch.setattr(execute, "digits_stand_in", lambda name: True)
     _, parameters, name = execute.planned(path, "small", {})
@@ -156,7 +156,7 @@ def test_all_runs_both_variants_and_ends_with_the_summary(folder, capsys):
     (tables / "summary.csv").write_text("quantity,paper,here,computed_on\nerror,8.77%,not run,CPU\n")
     assert execute.main(["--all"]) == 0
     assert outputs(folder)[:3] == ["03_train_cifar10-hcnn-plus.ipynb", "03_train_cifar10-hcnn.ipynb", "05_results.ipynb"]
-    assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-3:-1]] == [
         ["quantity", "paper", "here", "computed_on"], ["error", "8.77%", "not", "run", "CPU"]]
 
 

@@ -307,10 +307,10 @@ def test_summary_shows_counts_and_says_what_an_accuracy_was_computed_on(tmp_path
     assert row(table, quantity="accuracy (%), CIFAR-10, Hierarchical CNN (+)")["here"] == "93.00 (one seed)"
     assert row(table, quantity="accuracy (%), CIFAR-100, Hierarchical CNN (+)")["here"] == "90.97 (± 0.43, n = 3)"
     small = row(table, quantity="accuracy (%), CIFAR-10, Hierarchical CNN")
-    assert (small["paper"], small["here"]) == ("91.23", "43.00")
+    assert (small["paper"], small["here"]) == ("91.23", "(43.00)")
     assert small["computed_on"].startswith("NOT COMPARABLE: 2,000 of 50,000 training images; K 8 instead of 16")
     substitute = row(table, quantity="accuracy (%), CIFAR-100, Hierarchical CNN")
-    assert substitute["here"] == "97.00" and "NOT COMPARABLE: digits in place of CIFAR-100" in substitute["computed_on"]
+    assert substitute["here"] == "(97.00)" and "NOT COMPARABLE: digits in place of CIFAR-100" in substitute["computed_on"]
     assert row(table, quantity="accuracy (%), CIFAR-10, FitNet")["here"] == "not run"
     assert not table.quantity.str.contains("digits").any()
     assert row(table, quantity="claims: not run")["here"] == "2 of 3"
