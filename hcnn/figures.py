@@ -278,11 +278,12 @@ def learning_curves(curves, title):
         sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=[n for n in networks if n in set(shown.network)],
                      palette=palette, style="images", dashes={"training": (2, 1.5), "test": "", "held out": (5, 1, 1, 1)}, errorbar="sd", ax=ax,
                      marker="o" if shown.epoch.max() <= 20 else None)
-        ax.set(ylabel="accuracy (%)", ylim=(0, None))
+        ax.set_ylabel("accuracy (%)")
         ax.set_title(setting, fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below: it hides no curve
         ax.grid(alpha=0.3)
+    axes[0, 0].set_ylim(0, 1.05 * curves.accuracy.max())  # shared by all panels
     for ax in axes.flat[len(settings):]:
         ax.axis("off")
     fig.suptitle(title, fontsize=11)

@@ -46,12 +46,19 @@ QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a 
 
 # What each profile changes in the training notebooks: the same code at other sizes.
 # lr: the best of 0.01, 0.02, 0.05, 0.2 on held-out CIFAR-10 images (K=8, Q=9, 16 x 16 pixels, 10,000 presentations, one seed).
-SMALL = dict(K=4, Q=9, epochs=4, train_size=4000, schedule="cosine", lr=0.02, max_seconds=240, out="results")
+# seed: that of the stored runs of these sizes is 0, and a finished run is loaded instead of trained.
+SMALL = dict(K=4, Q=9, epochs=4, train_size=4000, schedule="cosine", lr=0.02, seed=1, max_seconds=240, out="results")
 PAPER = dict(K=16, Q=32, epochs=None, train_size=None, out="results")
 PROFILES = {
     "smoke": {},  # the notebooks' own defaults; their runs are not kept
-    "small": {"03_train_cifar10": SMALL, "04_train_cifar100": SMALL},  # two minutes a training on two CPU cores
-    "paper": {"03_train_cifar10": PAPER, "04_train_cifar100": PAPER},
+    "small": {  # two minutes a training on two CPU cores
+        "03_train_cifar10": SMALL, "04_train_cifar100": SMALL,
+        "06_interpretation": dict(database=5000, queries=1000, altered=50, out="results"),
+    },
+    "paper": {
+        "03_train_cifar10": PAPER, "04_train_cifar100": PAPER,
+        "06_interpretation": dict(database=None, queries=None, altered=500, out="results"),
+    },
 }
 DIGITS = {"small": dict(epochs=10, train_size=None, lr=0.05)}  # changed further where digits are trained on: they are 1,500
 TRAINED_ON = {"03_train_cifar10": "cifar10", "04_train_cifar100": "cifar100"}
@@ -157,7 +164,7 @@ def everything(profile, datasets):
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         dataset = TRAINED_ON.get(path.stem)
         if dataset is None:
-            plan.append(planned(path, profile, {}))
+            plan.append(planned(path, profile, {"dataset": datasets[0]} if "dataset" in defaults(path) else {}))
         elif dataset in datasets or "digits" in datasets:
             given = {} if dataset in datasets else {"dataset": "digits"}
             plan += [planned(path, profile, given | {"variant": variant}) for variant in ("hcnn", "hcnn-plus")]

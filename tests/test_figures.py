@@ -62,3 +62,15 @@ def test_exact_zeros_stay_on_the_logarithmic_axis():
 def test_spectrograms_put_the_highest_frequency_on_top():
     fig = figures.spectrograms({"a": np.ones((4, 3)), "b": np.ones((4, 3))}, bins_per_octave=8)
     assert fig.axes[0].images[0].origin == "lower" and "1/8 octave" in fig.axes[0].get_ylabel()
+
+
+def test_every_learning_curve_lies_inside_its_panel():
+    """The panels share one axis: the settings must not be cut at the accuracies of the first."""
+    curves = pd.DataFrame([
+        dict(setting=setting, network="HCNN", seed=0, images="test", epoch=epoch, accuracy=accuracy)
+        for setting, accuracies in (("few images", (10, 20)), ("all images", (50, 90))) for epoch, accuracy in enumerate(accuracies, 1)])
+    fig = figures.learning_curves(curves, "CIFAR-10")
+    for ax, most in zip(fig.axes, (20, 90)):
+        low, high = ax.get_ylim()
+        assert low == 0 and high >= most
+        assert max(max(line.get_ydata()) for line in ax.lines if len(line.get_ydata())) == most
