@@ -203,8 +203,9 @@ def other_runs(runs):
         rows.append([
             run.data, run.system, run.padding_mode, run.preset, run.K, run.Q, f"{run.epochs_done} of {run.epochs}",
             f"{run.train_images:,} of {IMAGES[run.dataset][0]:,}", run.tested_on,
-            NOT_RUN if run.accuracy is None else f"{run.accuracy:.2f}", run.seed, f"{run.images_per_second:.0f}" if run.images_per_second else NOT_RUN, f"{run.seconds:.0f}",
-            run.device, "; ".join(departures(run)), run.folder.name])
+            NOT_RUN if run.accuracy is None else f"{run.accuracy:.2f}", run.seed,
+            f"{run.images_per_second:.0f}" if run.images_per_second else NOT_RUN, f"{run.seconds:.0f}", run.device,
+            "; ".join(departures(run)), run.folder.name])
     for run in runs:
         if run.problem:
             rows.append(["damaged"] + [""] * (len(columns) - 3) + [run.problem, run.folder.name])
