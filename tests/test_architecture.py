@@ -56,11 +56,14 @@ def test_a_thousand_valid_architectures_build_run_and_match_their_counts(a):
 INVALID = [
     ("K", 10, "a positive multiple of 4, got 10"), ("K", 0, "multiple of 4"), ("K", 8.0, "multiple of 4"), ("Q", 0, "at least 1, got 0"),
     ("J", 3, "at least 4, got 3"), ("variant", "x", "one of hcnn, hcnn-plus, got 'x'"), ("attribute_support", (7, 10), "odd"),
-    ("attribute_support", (7,), "two"), ("num_classes", 1, "at least 2"), ("image_size", (0, 32), "positive integers"), ("image_size", 32, "two"),
+    ("attribute_support", (7,), "two"), ("num_classes", 1, "at least 2"), ("image_size", (0, 32), "positive integers"),
+    ("image_size", 32, "two"),
     ("subsampled", (12,), "between 1 and J - 1 = 11"), ("subsampled", (9, 5), "increasing"), ("padding_mode", "reflect", "zeros, periodic"),
-    ("spatial_support", 2, "odd"), ("first_support", 0, "odd"), ("padding", "valid", "symmetric, same"), ("statistics", "some", "all, strided"),
+    ("spatial_support", 2, "odd"), ("first_support", 0, "odd"), ("padding", "valid", "symmetric, same"),
+    ("statistics", "some", "all, strided"),
     ("head", "none", "classes, linear"), ("reduction", "max", "mean, sum"), ("initialisation", "zero", "he, normal-0.05"),
-    ("in_channels", 0, "at least 1"), ("last_elu", "yes", "true or false"), ("norm_eps", 0.0, "between 0 and 1"), ("norm_momentum", 2.0, "between 0 and 1"),
+    ("in_channels", 0, "at least 1"), ("last_elu", "yes", "true or false"), ("norm_eps", 0.0, "between 0 and 1"),
+    ("norm_momentum", 2.0, "between 0 and 1"),
 ]
 
 
@@ -72,7 +75,8 @@ def test_invalid_values_are_refused_with_name_value_and_what_is_allowed(name, va
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(dataset="mnist"), "cifar10, cifar100, digits"), (dict(preset="mine"), "paper, released"), (dict(variant="hcnn", preset="released"), "hcnn-plus"),
+    (dict(dataset="mnist"), "cifar10, cifar100, digits"), (dict(preset="mine"), "paper, released"),
+    (dict(variant="hcnn", preset="released"), "hcnn-plus"),
     (dict(kernel=3), "unknown parameter 'kernel'"),
 ])
 def test_unknown_presets_and_fields_are_refused(arguments, words):

@@ -17,7 +17,8 @@ def trained(tmp_path_factory):
     """Folder of the runs: digits, HCNN, seed 0, of 100 and of 200 images."""
     root, data = tmp_path_factory.mktemp("runs"), load_dataset("digits")
     architecture = hcnn.Architecture.preset("digits", "hcnn", K=4, Q=2, J=4, subsampled=(1, 2))
-    folders = [train(architecture, Recipe(epochs=1, lr=0.05), data, train_size=n, out=root, device="cpu", log=lambda line: None) for n in (100, 200)]
+    options = dict(out=root, device="cpu", log=lambda line: None)
+    folders = [train(architecture, Recipe(epochs=1, lr=0.05), data, train_size=n, **options) for n in (100, 200)]
     return root, folders, data
 
 
@@ -41,7 +42,8 @@ def test_predict_names_classes_in_either_layout(trained):
     with torch.no_grad():
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.mean, network.std))
         expected = [network.classes[i] for i in network((images / 255 - mean) / std).argmax(1)]
-    assert network.predict(images) == network.predict(images.permute(0, 2, 3, 1).numpy()) == network.predict(images, batch_size=2) == expected
+    assert network.predict(images) == network.predict(images.permute(0, 2, 3, 1).numpy()) == expected
+    assert network.predict(images, batch_size=2) == expected
     with pytest.raises(ValueError, match="uint8"):
         network.predict(images.float())
 
