@@ -10,6 +10,7 @@ DATASET ?= cifar10,cifar100# or one of them, or digits
 SEEDS ?= 0
 VARIANTS ?= hcnn,hcnn-plus
 MAX_SECONDS ?= 3600
+ACCURACY ?= sample# of stored networks on 500 test images; full: on whole test sets
 K ?=
 Q ?=
 
@@ -20,7 +21,7 @@ ENVIRONMENT := .venv/.installed
 # Evaluated in a recipe, when the environment exists: torch knows whether there is a GPU.
 FIND_PROFILE = $(or $(PROFILE),$$($(PY) -c "import torch; print('paper' if torch.cuda.is_available() else 'small')"))
 
-.PHONY: help environment data reproduce figures sweep headline test test-full pytest nbval lab clean
+.PHONY: help environment data reproduce figures sweep headline test test-full pytest nbval verify lab clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=small|paper] [DATASET=cifar10,cifar100|cifar10|cifar100|digits]"
@@ -76,6 +77,9 @@ test-full: $(ENVIRONMENT) ## the tests with the exhaustive ones
 nbval: $(ENVIRONMENT) ## the notebooks only: run each with its defaults, compare the checked outputs, leave results/ alone
 	@mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \
 	HCNN_RESULTS="$$copy" $(PY) -m pytest --quiet --nbval-lax --nbval-current-env notebooks
+
+verify: $(ENVIRONMENT) ## recompute tables, README and stored accuracies from results/runs: make verify ACCURACY=full
+	@$(PY) -m hcnn verify --accuracy $(ACCURACY)
 
 lab: $(ENVIRONMENT) ## open the notebooks in JupyterLab
 	.venv/bin/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""python -m hcnn train | evaluate | data: what the notebooks do, without Jupyter. `--help` lists the options."""
+"""python -m hcnn train | evaluate | data | verify: what the notebooks do, without Jupyter. `--help` lists the options."""
 
 import argparse
 import json
@@ -59,6 +59,10 @@ def parser():
     p = commands.add_parser("data", help="download and verify data sets", allow_abbrev=False)
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
     p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
+
+    p = commands.add_parser("verify", help="recompute tables, README and accuracies from the stored runs", allow_abbrev=False)
+    p.add_argument("--accuracy", default="sample", choices=("sample", "full"), help="of stored networks: on 500 test images, or on all")
+    _machine(p)
     return top
 
 
@@ -138,12 +142,21 @@ def run_data(options):
              f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]} verified")
 
 
+def run_verify(options):
+    from .verify import verify  # pandas takes a second to import, and no other command needs it
+
+    findings = verify(accuracy=options.accuracy, dataset_root=options.dataset_root, device=options.device, log=_say)
+    for finding in findings:
+        print(f"DIFFERENT  {finding}", file=sys.stderr)
+    return 1 if findings else 0
+
+
 def _say(line):
     print(line, flush=True)
 
 
 def main(arguments=None):
-    """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later, with one line on stderr."""
+    """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later or differs, with a line on stderr."""
     try:
         options = parser().parse_args(arguments)
         threads = getattr(options, "threads", None)
@@ -151,14 +164,13 @@ def main(arguments=None):
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        dict(train=run_train, evaluate=run_evaluate, data=run_data)[options.command](options)
+        return dict(train=run_train, evaluate=run_evaluate, data=run_data, verify=run_verify)[options.command](options) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

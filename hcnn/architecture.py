@@ -162,9 +162,9 @@ class Architecture:
 
         preset `released`: the conventions of the authors' code, which exists for HCNN(+) only.
         """
-        if dataset not in CLASSES:
+        if dataset not in tuple(CLASSES):
             raise ValueError(f"dataset must be one of {', '.join(CLASSES)}, got {dataset!r}")
-        if preset not in CONVENTIONS:
+        if preset not in tuple(CONVENTIONS):
             raise ValueError(f"preset must be one of {', '.join(CONVENTIONS)}, got {preset!r}")
         if preset == "released" and variant == "hcnn":
             raise ValueError("variant must be 'hcnn-plus' with preset='released' (the authors' code has a nonlinearity "

@@ -21,7 +21,7 @@ def choose_device(name="auto"):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}")

@@ -10,7 +10,10 @@ def evaluate(network, images, labels, mean, std, batch_size=100):
     """(loss, accuracy) of a network in evaluation mode: mean cross-entropy and share of right classes, in the network's own precision.
 
     images: (N, 3, H, W) uint8, labels: (N,) int64, both on the network's device; mean, std as for `standardise`.
+    Raises ValueError without images.
     """
+    if len(labels) == 0:
+        raise ValueError("images must be at least one, got none")
     loss, correct = evaluation_sums(network, images, labels, mean, std, batch_size).tolist()
     return loss / len(labels), correct / len(labels)
 

@@ -255,6 +255,7 @@ class HCNN(nn.Module):
         images = torch.as_tensor(images)
         if images.dim() == 4 and tuple(images.shape[1:]) != self.architecture.shape(0):
             images = images.permute(0, 3, 1, 2)
+        self._check(images)
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 pixels 0..255, got {images.dtype}")
         device = self.operators[0].w.device

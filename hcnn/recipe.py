@@ -1,7 +1,8 @@
 """The training recipes as data: what the paper and the authors' released code do, and the learning rate at any moment."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from math import cos, isfinite, pi
+from math import cos, pi
+from sys import float_info
 
 from .architecture import Architecture
 
@@ -10,7 +11,7 @@ WARM_UP = 0.05  # share of a cosine run in which the learning rate rises
 
 
 def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
 def _integer(value, least):
@@ -78,14 +79,14 @@ class Recipe:
         require("flip", isinstance(self.flip, bool), "true or false")
         for name, least in (("mean", -1e-9), ("std", 0)):
             value = getattr(self, name)
-            require(name, value is None or len(value) == 3 and is_numbers(value, lambda v: least < v <= 1),
+            require(name, value is None or is_numbers(value, lambda v: least < v <= 1) and len(value) == 3,
                     "none or three numbers between 0 and 1 (units of pixel / 255)")
         require("std", (self.mean is None) == (self.std is None), "given together with mean")
 
     @classmethod
     def preset(cls, preset="paper", **overrides):
         """The paper's recipe, or that of the authors' `released` code; overrides are other fields."""
-        if preset not in PRESETS:
+        if preset not in tuple(PRESETS):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:

@@ -99,14 +99,17 @@ def read_run(folder):
     path = Path(folder) / RUN
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not a run folder")
+    remedy = "restore it from git, or delete the folder and run again"
+    if (Path(folder) / CHECKPOINT).exists():
+        remedy = f"delete this file and run again: nothing is lost, {CHECKPOINT} holds all of it"
     try:
         run = json.loads(path.read_text())
         expected, found = run["checksum"], sha256(canonical({k: v for k, v in run.items() if k != "checksum"}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from git, or delete the folder and run again") from error
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if expected != found:
         raise ValueError(f"{path} was changed after it was written (checksum {expected[:12]}, content gives {found[:12]}); "
-                         "restore it from git, or delete the folder and run again")
+                         f"{remedy}")
     return run
 
 
@@ -150,12 +153,17 @@ def read_weights(folder, run):
     if sha256(content) != run["weights_sha256"]:
         raise ValueError(f"{path} has sha256 {sha256(content)[:12]}, run.json says {str(run['weights_sha256'])[:12]}: the file is "
                          "damaged or of another run; restore it from git, or train again")
-    return load_tensors(content)
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); restore it from git, or train again") from error
 
 
 def write_checkpoint(folder, tensors, state):
-    """Write tensors and a JSON-able state as one safetensors file."""
-    write_bytes(Path(folder) / CHECKPOINT, save_tensors(_plain(tensors), metadata={"state": canonical(state)}))
+    """Write tensors and a JSON-able state as one safetensors file, with a checksum of both."""
+    tensors, text = _plain(tensors), canonical(state)
+    metadata = {"state": text, "sha256": _fingerprint(tensors, text)}
+    write_bytes(Path(folder) / CHECKPOINT, save_tensors(tensors, metadata=metadata))
 
 
 def read_checkpoint(folder):
@@ -165,8 +173,11 @@ def read_checkpoint(folder):
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
+            text, expected = file.metadata()["state"], file.metadata()["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if _fingerprint(tensors, text) != expected:
+            raise ValueError("its content does not have its checksum")
+        state = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start the run again") from error
     return tensors, state
@@ -184,6 +195,10 @@ def check_fit(path, tensors, expected):
 def delete_checkpoint(folder):
     """Remove the checkpoint of a finished run."""
     (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _fingerprint(tensors, text):
+    return sha256(save_tensors(tensors) + text.encode())
 
 
 def _plain(tensors):

@@ -39,10 +39,11 @@ def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precis
     Raises ValueError for wrong parameters, or a folder that belongs to another run, before anything is written; BlockingIOError
     when another process writes the run; FloatingPointError when the loss is no longer finite.
     """
-    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    begin = time.monotonic()
     dataset_name, data = dataset.name, split_dataset(dataset, split, train_size)
     device = choose_device(device)
-    _check(architecture, dataset, seed, precision, max_seconds)
+    _check(architecture, data, seed, precision, max_seconds)
+    deadline = None if max_seconds is None else begin + max_seconds
     parameters = dict(
         dataset=dataset_name, substitutes=dataset.substitutes, architecture=architecture.as_dict(), recipe=recipe.as_dict(),
         seed=seed, split=split, train_size=train_size, precision=precision,
@@ -80,6 +81,12 @@ def _check(architecture, dataset, seed, precision, max_seconds):
                                ("in_channels", architecture.in_channels, dataset.train_images.shape[1])):
         if value != found:
             raise ValueError(f"{name} must be {found} for {dataset.name}, got {value!r}")
+    for name, labels in (("training", dataset.train_labels), ("test", dataset.test_labels)):
+        if len(labels) == 0:
+            raise ValueError(f"{dataset.name} must have {name} images, got none; choose another split or train_size")
+        if labels.min() < 0 or labels.max() >= len(dataset.classes):
+            raise ValueError(f"{name} labels of {dataset.name} must be 0 to {len(dataset.classes) - 1}, "
+                             f"got {labels.min()} to {labels.max()}")
 
 
 def _rank():

@@ -46,6 +46,8 @@ def test_predict_names_classes_in_either_layout(trained):
     assert network.predict(images, batch_size=2) == expected
     with pytest.raises(ValueError, match="uint8"):
         network.predict(images.float())
+    with pytest.raises(ValueError, match="3, 32, 32"):
+        network.predict(images[..., :20])
 
 
 def test_unknown_names_are_refused_with_what_is_there(trained):
