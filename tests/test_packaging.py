@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "headline", "test", "test-full", "nbval", "lab", "clean"}
+TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "headline", "test", "test-full", "nbval", "verify", "lab", "clean"}
 
 
 def make(*arguments, folder=ROOT, **environment):
