@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hcnn.data import available
+from hcnn.data import Dataset, available
 
 os.environ.setdefault("HCNN_OFFLINE", "1")  # a test never downloads a data set
 settings.register_profile("hcnn", deadline=None)  # the first call of an operator may take a second
@@ -34,3 +34,16 @@ def pytest_collection_modifyitems(config, items):
 def same_random_numbers():
     """Every test draws the same random tensors in every order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def random_dataset():
+    """A function that makes a Dataset of random square images: so many to train and to test on, their size, classes, seed."""
+    def make(train, test, size=8, classes=10, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (train + test, 3, size, size), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(train + test) % classes
+        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:], tuple(map(str, range(classes))),
+                       (0.5,) * 3, (0.3,) * 3, "0" * 64)
+
+    return make

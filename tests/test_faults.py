@@ -16,7 +16,6 @@ import torch
 
 from hcnn import HCNN, Architecture, load, runs, training
 from hcnn.__main__ import main
-from hcnn.data import Dataset
 from hcnn.evaluation import evaluate
 from hcnn.training import Recipe, train
 
@@ -25,12 +24,9 @@ SHORT = Recipe.preset(epochs=2, batch_size=10, lr=0.1, shift=1)
 
 
 @pytest.fixture(scope="module")
-def data():
+def data(random_dataset):
     """31 + 12 random images of 8 x 8: minibatches of 10, 10, 10 and of one image."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (43, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(43) % 10
-    return Dataset("digits", images[:31], labels[:31], images[31:], labels[31:], tuple("0123456789"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+    return random_dataset(31, 12)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcnn import Architecture, load, runs
-from hcnn.data import Dataset, split_dataset
+from hcnn.data import split_dataset
 from hcnn.recipe import SCHEDULES
 from hcnn.training import Recipe, lr_at, train
 
@@ -23,12 +23,9 @@ assert sum(SHARES) == 200
 
 
 @pytest.fixture(scope="module")
-def data():
+def data(random_dataset):
     """40 + 12 random images of 4 x 4 in three classes."""
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (52, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(52) % 3
-    return Dataset("digits", images[:40], labels[:40], images[40:], labels[40:], tuple("abc"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+    return random_dataset(40, 12, size=4, classes=3, seed=2)
 
 
 def for_all(request, share, strategy, claim):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from hcnn import HCNN, Architecture, load, runs, training
 from hcnn.__main__ import main
-from hcnn.data import Dataset, load_dataset, standardise
+from hcnn.data import load_dataset, standardise
 from hcnn.recipe import preset_of
 from hcnn.stopping import Stop
 from hcnn.training import Recipe, evaluate, lr_at, train
@@ -25,12 +25,9 @@ SHORT = Recipe.preset(epochs=3, batch_size=10, lr=0.1, shift=1)
 
 
 @pytest.fixture(scope="module")
-def data():
+def data(random_dataset):
     """44 + 21 random images of 8 x 8: minibatches of 10, 10, 10, 10, 4."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (65, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(65) % 10
-    return Dataset("digits", images[:44], labels[:44], images[44:], labels[44:], tuple("0123456789"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+    return random_dataset(44, 21)
 
 
 def quiet(line):
