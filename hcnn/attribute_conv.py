@@ -57,6 +57,22 @@ def tap_table(grid, support, stride=2, padding_mode="zeros", padding="symmetric"
     return table.view(-1, outputs, inputs)
 
 
+@lru_cache(maxsize=None)
+def windows(size, support, stride, padding_mode, padding, width, transposed=False):
+    """Groups of `width` outputs along one attribute, each with the window of inputs that it reads: outside it all is zero.
+
+    A list of (first output, end, first input, end); transposed: of groups of inputs with the outputs that read them.
+    """
+    reads = tap_reads((size,), (support,), stride, padding_mode, padding)
+    touch = torch.zeros(len(reads), size + 1, dtype=torch.bool).scatter_(1, reads % (size + 1), True)[:, :-1]  # -1: the last column
+    touch = touch.T if transposed else touch
+    groups = []
+    for first in range(0, len(touch), width):
+        window = touch[first : first + width].any(0).nonzero().flatten().tolist() or [0, -1]
+        groups.append((first, min(first + width, len(touch)), window[0], window[-1] + 1))
+    return groups
+
+
 class _SpreadTaps(torch.autograd.Function):
     """Its adjoint is a gather as well, because each output reads one input through each tap: no atomics, any device."""
 
@@ -98,6 +114,20 @@ def spatial_conv(x, kernel, bias=None, stride=1, padding_mode="zeros", padding="
     if padding_mode == "zeros" and padding == "symmetric":
         return F.conv2d(x, kernel, bias, stride=stride, padding=support // 2)
     return F.conv2d(pad_space(x, support, stride, padding_mode, padding), kernel, bias, stride=stride)
+
+
+def windowed_conv(x, kernel, bias, groups, **rule):
+    """`spatial_conv` of HCNN in parts that leave out structural zeros: for each group of `windows` the inputs that it reads.
+
+    x (batch, A, B, height, width), kernel (A', B', filters, A, B, k, k), bias (A', B', filters).
+    Returns (batch, A', B', filters, height', width').
+    """
+    parts = []
+    for o, o_end, i, i_end in groups:
+        part = kernel[:, o:o_end, :, :, i:i_end]
+        y = spatial_conv(x[:, :, i:i_end].flatten(1, 2), part.flatten(0, 2).flatten(1, 2), bias[:, o:o_end].flatten(), **rule)
+        parts.append(y.unflatten(1, part.shape[:3]))
+    return torch.cat(parts, 2)
 
 
 class _AllSum(torch.autograd.Function):

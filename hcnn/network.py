@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import attribute_conv as ops
+from . import fused
 from .architecture import Architecture
+from .tiled import tiled_product
 
 
 class AttributeConv(nn.Module):
@@ -64,7 +66,7 @@ class AttributeConv(nn.Module):
             self.register_buffer("running_mean", torch.zeros(Q))
             self.register_buffer("running_var", torch.ones(Q))
         self.bias = nn.Parameter(torch.zeros(filters)) if bias else None
-        self._cache = None
+        self._cache, self.path = None, None
 
     def filter_parameters(self):
         """The filters, which weight decay applies to: [w] or [h, g]."""
@@ -78,18 +80,51 @@ class AttributeConv(nn.Module):
                              f"attribute axis after the batch; got {tuple(x.shape)}")
         if min(x.shape[-2:]) < (self.spatial_support // 2 if self.padding_mode == "periodic" else 1):
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than the reach of the filters")
-        kernel, bias = self._operator(x)
-        rule = (self.stride, self.padding_mode, self.padding)
-        if self.Q is None or not self.elu:
-            out = ops.spatial_conv(x.flatten(1, -3), kernel, bias, *rule)
-        else:
-            (h, b), (mix, bias) = kernel, bias
-            z = F.elu(ops.spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, *rule), inplace=True)
-            out = F.conv2d(z.view(len(x), -1, *z.shape[-2:]), mix[:, :, None, None], bias)  # inputs * Q -> outputs * filters
+        operator, path = self._operator(x), self.path or self.choose_path(x)
+        out = getattr(self, f"_{path}")(x, *operator)
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
 
+    def choose_path(self, x):
+        """How the product is computed here; set `path` to choose yourself.
+
+        convolution: by PyTorch's, z of HCNN(+) in memory. fused: HCNN(+) on a GPU where `fused.path` says so. tiled: HCNN(+) on a CPU, z tile by tile. windowed: HCNN on a CPU in
+        float32 or float64, in parts without the structural zeros where these are at least a quarter.
+        """
+        if x.device.type != "cpu":
+            fusible = self.elu and self.Q is not None and fused.path(x, self.h, len(self.reads) * self.filters) == fused.FUSED
+            return "fused" if fusible else "convolution"
+        if self.elu and self.Q is not None:
+            return "tiled"
+        read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in self._windows()) / (self.out_grid[-1] * self.grid[-1])
+        return "windowed" if read < 0.75 and not torch.is_autocast_enabled("cpu") else "convolution"
+
+    def _windows(self):
+        return ops.windows(self.grid[-1], self.support[-1], self.attribute_stride, self.padding_mode, self.padding, 2)
+
+    def _fused(self, x, matrix, bias, h, b):
+        return fused.mixed_elu(x, h, b, matrix, bias, self.reads, self.stride, self.padding_mode, self.padding)
+
+    def _tiled(self, x, matrix, bias, h, b):
+        return tiled_product(x, matrix, bias, h, b, grid=self.grid, support=self.support, filters=self.filters, stride=self.stride,
+                             attribute_stride=self.attribute_stride, padding_mode=self.padding_mode, padding=self.padding)
+
+    def _windowed(self, x, kernel, bias):
+        outer, k = (prod(self.out_grid[:-1]), self.out_grid[-1], self.filters), self.spatial_support
+        inner = prod(self.grid[:-1]), self.grid[-1]
+        bias = kernel.new_zeros(outer) if bias is None else bias.view(outer)
+        out = ops.windowed_conv(x.reshape(len(x), *inner, *x.shape[-2:]), kernel.view(*outer, *inner, k, k), bias, self._windows(),
+                                stride=self.stride, padding_mode=self.padding_mode, padding=self.padding)
+        return out.flatten(1, 3)
+
+    def _convolution(self, x, matrix, bias, h=None, b=None):
+        rule = (self.stride, self.padding_mode, self.padding)
+        if h is None:
+            return ops.spatial_conv(x.flatten(1, -3), matrix, bias, *rule)
+        z = F.elu(ops.spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, *rule), inplace=True)
+        return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias)  # inputs * Q -> outputs * filters
+
     def _operator(self, x):
-        """Kernel and bias for this input; kept while the module evaluates without gradients."""
+        """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept while the module evaluates without gradients."""
         with torch.autocast(x.device.type, enabled=False):
             if self.training or torch.is_grad_enabled():
                 self._cache = None
@@ -107,7 +142,7 @@ class AttributeConv(nn.Module):
         bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
         if not self.elu:
             return ops.folded_operator(h, b, self.g, bias, self.table, self.reads)
-        return (h, b), (ops.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)))
+        return ops.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
 
     def _statistics(self, x):
         """Mean and variance of x * h_q: of this batch in training (which moves the running ones), else the running ones."""
@@ -258,7 +293,7 @@ class HCNN(nn.Module):
         self._check(images)
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 pixels 0..255, got {images.dtype}")
-        device = self.operators[0].w.device
+        device = next(self.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         training = self.training
         self.eval()
