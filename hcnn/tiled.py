@@ -47,9 +47,9 @@ def _add_product(total, a, b):
 
 
 class _TiledProduct(torch.autograd.Function):
-    """x (batch, A, B, height, width) padded; matrix (B', A' * filters, B, A * Q); bias (B', A' * filters); h (Q, k * k + 1).
+    """x (batch, A, B, height, width) padded; matrix (B', A', filters, B, A, Q); bias (B', A', filters); h (Q, k * k + 1).
 
-    Returns (batch, B', A' * filters, height', width'). The factors of the products have `dtype`; gradients add up in that of
+    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`; gradients add up in that of
     the matrix.
     """
 
@@ -58,9 +58,9 @@ class _TiledProduct(torch.autograd.Function):
         x, M, h = (t.to(dtype) for t in (x, matrix, h))
         ctx.save_for_backward(x, M, h)
         ctx.rule, ctx.sums = (size, k, stride, by_output, by_input), matrix.dtype
-        outer, rows, inner, columns = M.shape
-        M = M.view(outer * rows, inner * columns)
-        out = x.new_empty(len(x), outer, rows, *size)
+        (B_out, A_out, filters), columns = M.shape[:3], M.shape[4] * M.shape[5]
+        M, rows = M.flatten(3).flatten(0, 2), A_out * filters
+        out = x.new_empty(len(x), A_out, B_out, filters, *size)
         for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * dtype.itemsize)):
             first, end, r0, r1 = tile
             z = F.elu_(torch.matmul(h, _patches(x, tile, k, stride, size[1]))).flatten(0, 1)
@@ -69,22 +69,21 @@ class _TiledProduct(torch.autograd.Function):
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
                 torch.mm(M[part, window], z[window], out=y[part])
             y += bias.view(-1, 1)
-            out[first:end, :, :, r0:r1] = y.view(outer, rows, end - first, r1 - r0, -1).permute(2, 0, 1, 3, 4)
+            out[first:end, ..., r0:r1, :] = y.view(B_out, A_out, filters, end - first, r1 - r0, -1).permute(3, 1, 0, 2, 4, 5)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         (x, M, h), (size, k, stride, by_output, by_input) = ctx.saved_tensors, ctx.rule
-        outer, rows, inner, columns = M.shape
-        A, B = x.shape[1:3]
-        M = M.view(outer * rows, inner * columns)
+        shape, (A, B) = M.shape, x.shape[1:3]
+        M, rows, columns = M.flatten(3).flatten(0, 2), shape[1] * shape[2], shape[4] * shape[5]
         grad_x, grad_M, grad_h = (torch.zeros_like(t, dtype=ctx.sums) for t in (x, M, h))
         for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * x.element_size())):
             first, end, r0, r1 = tile
             p = _patches(x, tile, k, stride, size[1])
             z = F.elu_(torch.matmul(h, p)).flatten(0, 1)
-            dy = grad[first:end, :, :, r0:r1].permute(1, 2, 0, 3, 4).reshape(len(M), -1)
+            dy = grad[first:end, ..., r0:r1, :].permute(2, 1, 3, 0, 4, 5).reshape(len(M), -1)
             for o, o_end, i, i_end in by_output:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
                 _add_product(grad_M[part, window], dy[part], z[window].T)
@@ -99,7 +98,7 @@ class _TiledProduct(torch.autograd.Function):
                 for column in range(k):
                     rows_read = slice(r0 * stride + row, (r1 - 1) * stride + row + 1, stride)
                     grad_x[first:end, :, :, rows_read, column : column + stride * (size[1] - 1) + 1 : stride] += dp[row, column]
-        return grad_x, grad_M.view(outer, rows, inner, columns), grad.sum((0, 3, 4), dtype=ctx.sums), grad_h, *[None] * 6
+        return grad_x, grad_M.view(shape), grad.sum((0, 4, 5), dtype=ctx.sums).transpose(0, 1), grad_h, *[None] * 6
 
 
 def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, stride=1, attribute_stride=2, padding_mode="zeros",
@@ -119,8 +118,8 @@ def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, stride=1, at
     size = tuple(-(-m // stride) for m in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
         x = pad_space(x.reshape(n, A * B, *x.shape[-2:]), k, stride, padding_mode, padding)
-        matrix = matrix.view(A_out, B_out, filters, A, B, len(h)).permute(1, 0, 2, 4, 3, 5).reshape(B_out, A_out * filters, B, -1)
-        bias = bias.view(A_out, B_out, filters).transpose(0, 1).reshape(B_out, -1)
+        matrix = matrix.view(A_out, B_out, filters, A, B, len(h)).permute(1, 0, 2, 4, 3, 5).contiguous()
+        bias = bias.view(A_out, B_out, filters).transpose(0, 1).contiguous()
         out = _TiledProduct.apply(x.view(n, A, B, *x.shape[-2:]), matrix, bias, torch.cat([h.flatten(1), b[:, None]], 1),
                                   dtype, size, k, stride, by_output, by_input)
-    return out.view(n, B_out, A_out, filters, *size).transpose(1, 2).reshape(n, -1, *size)
+    return out.flatten(1, 3)
