@@ -10,9 +10,16 @@ DATASET ?= cifar10,cifar100# or one of them, or digits
 SEEDS ?= 0
 VARIANTS ?= hcnn,hcnn-plus
 MAX_SECONDS ?= 3600
+FURTHER ?=# not empty: after the headline trainings the rest of hcnn/headline.py
 ACCURACY ?= sample# of stored networks on 500 test images; full: on whole test sets
+# of sweeps and ablations; empty: the profile's
 K ?=
 Q ?=
+EPOCHS ?=
+TRAIN_SIZE ?=
+BOUNDARY ?=
+SPLIT ?=
+WORKERS ?=# trainings at a time; empty: one a GPU, or one a core
 
 comma := ,
 DATASETS = $(subst $(comma), ,$(DATASET))
@@ -21,7 +28,7 @@ ENVIRONMENT := .venv/.installed
 # Evaluated in a recipe, when the environment exists: torch knows whether there is a GPU.
 FIND_PROFILE = $(or $(PROFILE),$$($(PY) -c "import torch; print('paper' if torch.cuda.is_available() else 'small')"))
 
-.PHONY: help environment data reproduce figures sweep headline test test-full pytest nbval verify lab clean
+.PHONY: help environment data reproduce figures sweep ablations headline speed test test-full pytest nbval verify lab clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=small|paper] [DATASET=cifar10,cifar100|cifar10|cifar100|digits]"
@@ -48,23 +55,26 @@ reproduce: $(ENVIRONMENT) ## run every notebook, train both variants, print pape
 figures: $(ENVIRONMENT) ## tables and figures from the stored runs only (notebook 05)
 	@$(PY) notebooks/execute.py 05
 
-sweep: $(ENVIRONMENT) ## train a grid of sizes (notebook 03): make sweep K=8,16 Q=9,16,32
-	@$(if $(K)$(Q),,echo "Which sizes? make sweep K=8,16 Q=9,16,32"; exit 2)
-	@$(PY) notebooks/execute.py 03 --profile $(FIND_PROFILE) --sweep $(if $(K),K=$(K)) $(if $(Q),Q=$(Q))
+sweep ablations: DATASET = cifar10
+sweep ablations: VARIANTS = hcnn
+sweep ablations: MAX_SECONDS =
 
-headline: $(ENVIRONMENT) ## the paper's full trainings, resumed where they stopped: SEEDS=0,1 VARIANTS=hcnn MAX_SECONDS=3600
-	@end=$$((SECONDS + $(MAX_SECONDS))); child=; \
-	trap 'kill -TERM $$child 2>/dev/null && wait $$child; exit 130' INT TERM; \
-	for seed in $(subst $(comma), ,$(SEEDS)); do \
-	  for dataset in $(DATASETS); do \
-	    for variant in $(subst $(comma), ,$(VARIANTS)); do \
-	      left=$$((end - SECONDS)); \
-	      if [ $$left -le 0 ]; then echo "MAX_SECONDS=$(MAX_SECONDS) are over; the same command goes on from here."; exit 0; fi; \
-	      $(PY) -m hcnn train --dataset $$dataset --variant $$variant --seed $$seed --max-seconds $$left & child=$$!; \
-	      wait $$child; \
-	    done; \
-	  done; \
-	done
+sweep: $(ENVIRONMENT) ## train a grid of sizes side by side: make sweep K=8,16 Q=9,16,32 VARIANTS=hcnn,hcnn-plus SEEDS=0,1
+	@$(if $(K)$(Q),,echo "Which sizes? make sweep K=8,16 Q=9,16,32"; exit 2)
+	@exec $(PY) notebooks/execute.py --profile $(FIND_PROFILE) $(if $(WORKERS),--workers $(WORKERS)) \
+	$(if $(EPOCHS),-p epochs $(EPOCHS)) $(if $(TRAIN_SIZE),-p train_size $(TRAIN_SIZE)) $(if $(SPLIT),-p split $(SPLIT)) \
+	$(if $(MAX_SECONDS),-p max_seconds $(MAX_SECONDS)) --sweep dataset=$(DATASET) variant=$(VARIANTS) seed=$(SEEDS) \
+	$(if $(BOUNDARY),boundary=$(BOUNDARY)) $(if $(K),K=$(K)) $(if $(Q),Q=$(Q))
+
+ablations: $(ENVIRONMENT) ## train a network and all that differs from it in one choice, on held-out images: SEEDS=0,1
+	@[ $(FIND_PROFILE) = paper ] || set -- --K 4 --Q 9 --epochs 2 --train-size 4000 --schedule cosine --lr 0.02; \
+	exec $(PY) -m hcnn ablations --dataset $(DATASET) --variant $(VARIANTS) --seeds $(subst $(comma), ,$(SEEDS)) "$$@" \
+	$(if $(K),--K $(K)) $(if $(Q),--Q $(Q)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TRAIN_SIZE),--train-size $(TRAIN_SIZE)) \
+	$(if $(BOUNDARY),--padding-mode $(BOUNDARY)) $(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS)) $(if $(WORKERS),--workers $(WORKERS))
+
+headline: $(ENVIRONMENT) ## the paper's full trainings, resumed where they stopped: SEEDS=0,1 VARIANTS=hcnn FURTHER=1 MAX_SECONDS=3600
+	@exec $(PY) -m hcnn headline --datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS)) \
+	--max-seconds $(MAX_SECONDS) $(if $(FURTHER),--further)
 
 test: pytest nbval ## every test, and every notebook with nbval
 

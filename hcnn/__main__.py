@@ -1,9 +1,10 @@
-"""python -m hcnn train | evaluate | data | verify: what the notebooks do, without Jupyter. `--help` lists the options."""
+"""python -m hcnn train | headline | ablations | evaluate | data | speed | verify: what the notebooks do, without Jupyter. `--help` lists options."""
 
 import argparse
 import json
 import os
 import sys
+import time
 from dataclasses import fields
 
 import torch
@@ -11,9 +12,14 @@ import torch.distributed as dist
 
 from . import load
 from .architecture import CONVENTIONS, VARIANTS, Architecture
+from .baselines import SYSTEMS, Baseline
 from .data import DATASETS, fetch_dataset, load_dataset, split_dataset
 from .device import PRECISIONS, choose_device
+from .headline import queue
+from .parallel import report, run_all
+from .pretrained import teacher_name
 from .recipe import SCHEDULES
+from .runs import read_run
 from .training import Recipe, evaluate, train
 
 ARCHITECTURE = ("variant", "K", "Q", "J", "padding_mode", "attribute_support")
@@ -30,26 +36,25 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     p = commands.add_parser("train", help="train a network into a run folder, or continue", allow_abbrev=False)
-    p.add_argument("--dataset", default="cifar10", choices=DATASETS)
-    p.add_argument("--preset", default="paper", choices=tuple(CONVENTIONS), help="of architecture and recipe")
-    p.add_argument("--variant", default=None, choices=tuple(VARIANTS), help="default: hcnn (released: hcnn-plus)")
-    p.add_argument("--K", type=int, help="values of an attribute, a multiple of 4")
-    p.add_argument("--Q", type=int, help="separable filters, equation (8)")
-    p.add_argument("--J", type=int, help="depth")
-    p.add_argument("--padding-mode", choices=("zeros", "periodic"))
-    p.add_argument("--attribute-support", type=int, nargs=2, metavar=("S1", "S2"))
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch-size", type=int)
-    p.add_argument("--lr", type=float)
-    p.add_argument("--schedule", choices=SCHEDULES)
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another field of Architecture or Recipe")
+    _training(p, (*VARIANTS, *SYSTEMS), "or a compared network; default: hcnn (released: hcnn-plus)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--train-size", type=int, help="training images used (default: all)")
     p.add_argument("--split", default="test", choices=("test", "validation"), help="validation: test on held-out training images")
-    p.add_argument("--precision", default="fast", choices=PRECISIONS)
-    p.add_argument("--max-seconds", type=float, help="stop cleanly after so long; the same command continues")
+
+    p = commands.add_parser("headline", help="the full trainings of the paper's tables, one after the other, each where it stopped",
+                            allow_abbrev=False)
+    p.add_argument("--datasets", nargs="+", default=["cifar10", "cifar100"], choices=DATASETS)
+    p.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=(*VARIANTS, *SYSTEMS))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--further", action="store_true", help="then periodic boundaries, `released`, seeds 1 to 4, other Q, larger K")
+    p.add_argument("--max-seconds", type=float, default=float("inf"), help="for all of them; the same command continues")
     p.add_argument("--out", help="folder of the runs (default: results/runs)")
     _machine(p)
+
+    p = commands.add_parser("ablations", help="train a network and every departure from it in one field, on held-out training images",
+                            allow_abbrev=False)
+    _training(p, VARIANTS, "default: hcnn (released: hcnn-plus)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, or one a core)")
 
     p = commands.add_parser("evaluate", help="recompute the stored accuracy of a run from its weights", allow_abbrev=False)
     p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
@@ -60,10 +65,36 @@ def parser():
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
     p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
 
+    p = commands.add_parser("speed", help="measure training steps beside the literal implementation", allow_abbrev=False)
+    p.add_argument("--again", action="store_true", help="measure what results/tables/speed.csv already has as well")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
     p = commands.add_parser("verify", help="recompute tables, README and accuracies from the stored runs", allow_abbrev=False)
     p.add_argument("--accuracy", default="sample", choices=("sample", "full"), help="of stored networks: on 500 test images, or on all")
     _machine(p)
     return top
+
+
+def _training(p, variants, which):
+    p.add_argument("--dataset", default="cifar10", choices=DATASETS)
+    p.add_argument("--preset", choices=tuple(CONVENTIONS), help="of architecture and recipe; default: paper, or as published elsewhere")
+    p.add_argument("--variant", choices=tuple(variants), help=which)
+    p.add_argument("--K", type=int, help="values of an attribute, a multiple of 4")
+    p.add_argument("--Q", type=int, help="separable filters, equation (8)")
+    p.add_argument("--J", type=int, help="depth")
+    p.add_argument("--padding-mode", choices=("zeros", "periodic"))
+    p.add_argument("--attribute-support", type=int, nargs=2, metavar=("S1", "S2"))
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--lr", type=float)
+    p.add_argument("--schedule", choices=SCHEDULES)
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another field of Architecture or Recipe")
+    p.add_argument("--train-size", type=int, help="training images used (default: all)")
+    p.add_argument("--precision", default="fast", choices=PRECISIONS)
+    p.add_argument("--max-seconds", type=float, help="stop cleanly after so long; the same command continues")
+    p.add_argument("--out", help="folder of the runs (default: results/runs)")
+    _machine(p)
 
 
 def _machine(p):
@@ -74,13 +105,14 @@ def _machine(p):
 
 def settings(options):
     """The Architecture and the Recipe that the options of `train` ask for."""
-    names = {cls: {f.name for f in fields(cls)} for cls in (Architecture, Recipe)}
+    kind = Baseline if options.variant in SYSTEMS else Architecture
+    names = {cls: {f.name for f in fields(cls)} for cls in (kind, Recipe)}
     given = {name: getattr(options, name) for name in ARCHITECTURE + RECIPE if getattr(options, name) is not None}
     for item in options.set:
         name, equals, text = item.partition("=")
         if not equals or not any(name in allowed for allowed in names.values()):
-            raise ValueError(f"--set must be NAME=VALUE with a field of Architecture or Recipe, got {item!r}; fields are "
-                             + ", ".join(sorted(names[Architecture] | names[Recipe])))
+            raise ValueError(f"--set must be NAME=VALUE with a field of {kind.__name__} or Recipe, got {item!r}; fields are "
+                             + ", ".join(sorted(names[kind] | names[Recipe])))
         if name in given:
             raise ValueError(f"{name} is given twice")
         try:
@@ -88,8 +120,16 @@ def settings(options):
         except json.JSONDecodeError:
             given[name] = text  # a bare word is a string
     given.setdefault("variant", "hcnn-plus" if options.preset == "released" else "hcnn")
-    ours, recipes = ({name: value for name, value in given.items() if name in allowed} for allowed in names.values())
-    return Architecture.preset(options.dataset, preset=options.preset, **ours), Recipe.preset(options.preset, **recipes)
+    recipe = {name: value for name, value in given.items() if name in names[Recipe]}
+    network = {name: value for name, value in given.items() if name not in recipe}
+    if kind is Architecture:
+        preset = options.preset or "paper"
+        return Architecture.preset(options.dataset, preset=preset, **network), Recipe.preset(preset, **recipe)
+    if options.preset:
+        raise ValueError(f"preset must not be given with {options.variant}, which was published once, got {options.preset!r}")
+    if options.variant == "wrn-student":
+        network.setdefault("teacher", teacher_name(options.dataset, options.seed, options.split, options.precision))
+    return Baseline.preset(options.dataset, **network), Recipe.preset(options.variant, **recipe)
 
 
 def run_train(options):
@@ -107,11 +147,43 @@ def run_train(options):
         if distributed:
             dist.barrier()
             dataset = dataset or load_dataset(options.dataset, options.dataset_root, download=False)
-        train(architecture, recipe, dataset, seed=options.seed, out=options.out, device=device, precision=options.precision,
-              split=options.split, train_size=options.train_size, max_seconds=options.max_seconds, log=_say)
+        return train(architecture, recipe, dataset, seed=options.seed, out=options.out, device=device, precision=options.precision,
+                     split=options.split, train_size=options.train_size, max_seconds=options.max_seconds, log=_say)
     finally:
         if distributed:
             dist.destroy_process_group()
+
+
+def run_headline(options):
+    """Train what is missing until the time is over or a signal comes; what fails is said and does not keep the others from starting."""
+    end, status = time.monotonic() + options.max_seconds, 0
+    for arguments in queue(options.datasets, options.variants, options.seeds, options.further):
+        if time.monotonic() >= end:
+            _say("the time is over; the same command goes on from here")
+            return status
+        limit = [] if end == float("inf") else ["--max-seconds", str(end - time.monotonic())]
+        try:
+            run = read_run(run_train(parser().parse_args(["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")])))
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if run["epochs_done"] < run["epochs"] and time.monotonic() < end:
+            return 130  # a signal
+    return status
+
+
+def _passed_on(options, *names):
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def run_ablations(options):
+    from .ablations import commands  # pandas takes a second to import
+
+    arguments = _passed_on(options, "precision", "train_size", "max_seconds", "out", "dataset_root", "device", "threads")
+    plan = commands(*settings(options), options.dataset, options.seeds, arguments)
+    return report(run_all(plan, options.workers, _say), _say)
 
 
 def run_evaluate(options):
@@ -142,6 +214,12 @@ def run_data(options):
              f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]} verified")
 
 
+def run_speed(options):
+    from .speed_table import cases, measure_all  # pandas takes a second to import
+
+    measure_all(cases(choose_device(options.device).type, torch.get_num_threads()), again=options.again, log=_say)
+
+
 def run_verify(options):
     from .verify import verify  # pandas takes a second to import, and no other command needs it
 
@@ -164,7 +242,10 @@ def main(arguments=None):
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        return dict(train=run_train, evaluate=run_evaluate, data=run_data, verify=run_verify)[options.command](options) or 0
+        run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate, data=run_data, speed=run_speed,
+                   verify=run_verify)[options.command]
+        status = run(options)
+        return status if isinstance(status, int) else 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

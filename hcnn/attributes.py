@@ -68,6 +68,11 @@ def permutation(rows):
             return torch.from_numpy(order)
 
 
+def bootstrap(n, resamples):
+    """Weights (resamples, n) of n images in bootstrap resamples: each row sums to 1.  The same ones in every call."""
+    return np.random.RandomState(0).multinomial(n, np.full(n, 1 / n), resamples) / n  # a stream that NumPy has frozen
+
+
 def nearest(queries, database, exclude=None, chunk=CHUNK):
     """For every row of `queries` (m, d) the nearest row of `database` (n, d) in Euclidean distance, as products of matrices.
 

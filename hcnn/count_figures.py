@@ -1,4 +1,6 @@
-"""Drawing for notebook 02, the counts: every function takes finished numbers and returns a matplotlib figure."""
+"""Drawing for notebooks 02 and 05, the counts: every function takes finished numbers and returns a matplotlib figure."""
+
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,6 +53,36 @@ def parameters(panels):
         for name, millions in networks.items():
             ax.annotate(f"{millions:.2g}M", (millions, name), (8, 0), textcoords="offset points", va="center", fontsize=8)
         ax.set(xscale="log", xlim=(0.06, 5), xlabel="parameters, millions")
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    sns.despine(fig)
+    return fig
+
+
+def accuracy_against_parameters(tables):
+    """tables: {title: `results.table`}, a panel each: the paper's numbers are open marks, ours filled; what was not run says so.
+
+    None without tables.
+    """
+    if not tables:
+        return None
+    fig, axes = plt.subplots(1, len(tables), figsize=(6.5 * len(tables), 5), layout="constrained", squeeze=False)
+    for ax, (title, table) in zip(axes[0], tables.items()):
+        rows = sorted(table.to_dict("records"), key=lambda row: float(row["parameters, paper"].rstrip("M")))
+        for i, row in enumerate(rows):
+            colour = NEW if row["model"].startswith("Hierarchical") else GREY
+            at = float(row["parameters, paper"].rstrip("M")), float(row["accuracy, paper"])
+            name = re.sub(r",.*| \(Ha.*", "", row["model"])
+            ran = row["accuracy, here"] != "not run"
+            ax.scatter(*at, facecolors="none", edgecolors=colour, zorder=3)
+            side = dict(xytext=(0, 7), ha="left") if i % 2 else dict(xytext=(0, -7), ha="right")
+            ax.annotate(name if ran else f"{name}: not run", at, textcoords="offset points", fontsize=8, rotation=40,
+                        rotation_mode="anchor", va="center", color=colour, **side)
+            if ran:
+                spread = float(row["deviation"]) if row["n"] > 1 else None
+                ax.errorbar(row["parameters, here"] / 1e6, float(row["accuracy, here"]), spread, fmt="o", color=colour, capsize=3)
+        ax.set(xscale="log", xlim=(0.02, 9), xlabel="parameters, millions", ylabel="accuracy (%)")
+        ax.margins(y=0.5)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
     sns.despine(fig)

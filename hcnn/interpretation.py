@@ -3,7 +3,10 @@
 For a depth j the array xbar_j of an image is translated along v_{j-1} by tau, and x^tau is the database image whose array is nearest.
 """
 
+import hashlib
 import io
+import json
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,10 +16,12 @@ import pandas as pd
 import torch
 
 from . import runs
-from .attributes import attribute_arrays, first_of_every_class, nearest, permutation, sequences, smooth
+from .attributes import attribute_arrays, bootstrap, first_of_every_class, nearest, permutation, sequences, smooth
+from .device import provenance
 from .properties import property_shifts, score_changes
 
 FILE = "interpretation.npz"
+SIZES = ("database", "queries", "altered")  # settings of which more is better
 CLOSE = 0.95  # x^tau is sufficiently near if so many untranslated arrays have their nearest neighbour no farther
 
 
@@ -49,7 +54,9 @@ def interpret(network, data, asked, batch_size=50, log=print):
     said. index, distance, ties (depths, taus, queries): x^tau of every query, as a position in `database`; permuted (depths,
     queries): the same for permuted rows. image_index, image_distance, image_ties: x^tau of `images`. arrays_j (images, rows,
     columns), nearest_arrays_j (taus, images, rows, columns): xbar_j of these and of their x^tau. shifts_*, scores_*: see `table`.
+    resampled: see `property_shifts`. settings, made: JSON texts, what was asked and with what it was computed.
     """
+    begin = time.monotonic()
     depths, taus, images = asked["depths"], asked["taus"], torch.tensor(asked["images"])
     base = first_of_every_class(data.train_labels, asked["database"])
     queries = first_of_every_class(data.test_labels, asked["queries"])
@@ -70,16 +77,26 @@ def interpret(network, data, asked, batch_size=50, log=print):
         if log:
             log(f"nearest images at j = {j} found")
     result |= {name: torch.stack(values).numpy() for name, values in found.items()}
-    result |= {name: np.array(value) for name, value in (("depths", depths), ("taus", taus), ("settings", runs.canonical(asked)))}
     for prefix, where, labels, predictions in (("", base, data.train_labels, said), ("query_", queries, data.test_labels, query_said),
                                                ("image_", images, data.train_labels, image_said)):
         result |= {prefix + "labels": labels[where].numpy(), prefix + "predictions": predictions.numpy()}
-    result |= dict(database=base.numpy(), queries=queries.numpy(), images=images.numpy())
     altered = data.test_images[first_of_every_class(data.test_labels, asked["altered"])]
-    for name, frame in (("shifts", property_shifts(network, altered, depths, batch_size, log)),
-                        ("scores", score_changes(network, altered, depths, taus[1:], batch_size))):
+    shifts, result["resampled"] = property_shifts(network, altered, depths, batch_size, log)
+    result |= dict(database=base.numpy(), queries=queries.numpy(), images=images.numpy())
+    result = {name: _half(value) for name, value in result.items()}
+    for name, frame in (("shifts", shifts), ("scores", score_changes(network, altered, depths, taus[1:], batch_size))):
         result |= {f"{name}_{column}": frame[column].to_numpy(str if column == "property" else None) for column in frame}
-    return result
+    weights = next(network.parameters())
+    made = provenance(weights.device, weights.dtype) | dict(seconds=round(time.monotonic() - begin, 1))
+    texts = dict(settings=runs.canonical(asked), made=runs.canonical(made))
+    return result | {name: np.array(value) for name, value in (dict(depths=depths, taus=taus) | texts).items()}
+
+
+def _half(values):
+    """Floats with 11 significant bits where they fit, so that ten thousand queries take 2 MB."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16) if values.dtype.kind == "f" else values
+    return half if np.isfinite(half).all() else values
 
 
 def table(found, name):
@@ -89,14 +106,18 @@ def table(found, name):
 
 def close(found):
     """(depths,) the largest distance that is sufficiently small: quantile CLOSE of the distances at tau = 0 over the queries."""
-    return np.quantile(found["distance"][:, 0], CLOSE, axis=-1)
+    return np.quantile(found["distance"][:, 0].astype(float), CLOSE, axis=-1)
 
 
-def resampled(values, resamples=1000, seed=0):
-    """Bootstrap over query images: means of values (..., m) in each resample, (resamples, ...); pairs stay pairs."""
-    m = values.shape[-1]
-    weights = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), resamples) / m
-    return np.moveaxis(values.astype(float) @ weights.T, -1, 0)
+def interval_of_share(right, n):
+    """The 95% bootstrap interval of a share `right` / n, exactly: a resample of n zeros and ones has a binomial sum."""
+    if right in (0, n):
+        return right / n, right / n
+    k = np.arange(n + 1)
+    factorials = np.concatenate([[0], np.log(k[1:]).cumsum()])
+    log_p = factorials[n] - factorials - factorials[::-1] + k * np.log(right / n) + (n - k) * np.log(1 - right / n)
+    low, high = np.searchsorted(np.exp(log_p).cumsum(), (0.025, 0.975)) / n
+    return low, high
 
 
 def same_class_probability(found, architecture):
@@ -107,7 +128,7 @@ def same_class_probability(found, architecture):
     predictions. close: share of the queries with a sufficiently small distance; if_close: the probability among these.
     """
     labels, predictions = found["labels"], found["predictions"]
-    classes = np.arange(max(labels.max(), found["query_labels"].max()) + 1)
+    classes = range(int(max(labels.max(), found["query_labels"].max())) + 1)
     chance = sum((labels == c).mean() * (found["query_labels"] == c).mean() for c in classes)
     rows, limits = [], close(found)
     for d, j in enumerate(found["depths"].tolist()):
@@ -116,8 +137,7 @@ def same_class_probability(found, architecture):
                  for t, tau in enumerate(found["taus"].tolist())]
         for kind, tau, index, near in [*cases, ("permuted", None, found["permuted"][d], None)]:
             same = labels[index] == found["query_labels"]
-            # a resample of n zeros and ones has a binomial sum, so the bootstrap needs no images
-            low, high = np.quantile(np.random.default_rng(0).binomial(len(same), same.mean(), 10_000) / len(same), (0.025, 0.975))
+            low, high = interval_of_share(same.sum(), len(same))
             rows.append(dict(
                 depth=j, kind=kind, tau=tau, exact=tau is not None and tau % step == 0, probability=same.mean(), low=low, high=high,
                 said=(predictions[index] == found["query_predictions"]).mean(), n=len(same),
@@ -135,7 +155,8 @@ def progression(found):
     own, moved = found["query_labels"], found["taus"] > 0
     same = found["labels"][found["index"]] == own  # (depths, taus, m)
     cases = np.stack([same[:, moved].mean(1), found["labels"][found["permuted"]] == own, same[:, ~moved].mean(1)])  # (3, depths, m)
-    replicates = np.concatenate([cases.mean(-1)[None], resampled(cases)])  # the first is the sample itself
+    weights = bootstrap(len(own), 1000)
+    replicates = np.concatenate([cases.mean(-1)[None], np.moveaxis(cases @ weights.T, -1, 0)])  # the first is the sample itself
     translated, permuted, untranslated = np.moveaxis(replicates, 1, 0)
     ranks = pd.DataFrame(translated).rank(axis=1)
     statistics = {
@@ -148,25 +169,58 @@ def progression(found):
                         columns=["statistic", "value", "low", "high"])
 
 
+def used(found):
+    """The `settings` that a result was computed with."""
+    return json.loads(str(found["settings"]))
+
+
 def save_interpretation(folder, found):
-    """Write interpretation.npz, the result of `interpret`, whole or not at all."""
+    """Write interpretation.npz, the result of `interpret`, whole or not at all; returns whether it was written.
+
+    A stored result of the same weights and data that has more of anything, images in the database, queries, depths, is kept.
+    """
+    stored, new = load_interpretation(folder), used(found)
+    if stored is not None:
+        old = used(stored)
+        if (old["weights"], old["data"]) == (new["weights"], new["data"]) and max(np.subtract(_sizes(old), _sizes(new))) > 0:
+            return False
+    narrow = {name: v.astype(np.min_scalar_type(int(v.max()))) if v.dtype.kind == "i" else v for name, v in found.items()}  # all >= 0
     content = io.BytesIO()
-    np.savez_compressed(content, **found)
+    np.savez_compressed(content, **narrow, checksum=np.array(_fingerprint(found)))
     runs.write_bytes(Path(folder) / FILE, content.getvalue())
+    return True
 
 
-def load_interpretation(folder, asked=None):
+def load_interpretation(folder, asked=None, larger=False):
     """The dict that `save_interpretation` wrote; None where there is none, or one of other `settings` than those asked for.
 
-    Raises ValueError where the file is damaged.
+    larger: one with more images in the database or more test images is taken as well. Raises ValueError where the file is damaged
+    or was changed.
     """
     path = Path(folder) / FILE
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        same = asked is None or str(found["settings"]) == runs.canonical(asked)
+            found = {name: file[name].astype(np.int64) if file[name].dtype.kind == "u" else file[name] for name in file.files}
+        checksum, settings = str(found.pop("checksum")), used(found)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run notebook 06 again") from error
-    return found if same else None
+    if checksum != _fingerprint(found):
+        raise ValueError(f"{path} was changed after it was written; delete it and run notebook 06 again")
+    if asked is None or settings == asked:
+        return found
+    enough = larger and min(np.subtract(_sizes(settings), _sizes(asked))) >= 0
+    return found if enough and settings | {key: asked[key] for key in SIZES} == asked else None
+
+
+def _sizes(settings):
+    return [settings[key] for key in SIZES] + [len(settings["depths"]), len(settings["taus"])]
+
+
+def _fingerprint(found):
+    """sha256 of all names, types, shapes and numbers."""
+    content = hashlib.sha256()
+    for name, value in sorted(found.items()):
+        content.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+    return content.hexdigest()

@@ -142,3 +142,29 @@ def properties(summary, title):
         ax.set(xlabel="depth j", ylabel="")
     fig.suptitle(title, fontsize=11)
     return fig
+
+
+def by_run(table):
+    """The table of `interpretation_results.same_class`, a panel for each run: translated (mean over tau), its controls, against depth."""
+    runs = list(table.groupby("run", sort=False))
+    columns = min(3, len(runs))
+    size = 4 * columns, 3.2 * -(-len(runs) // columns)
+    fig, axes = plt.subplots(-(-len(runs) // columns), columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
+    lines = [("translated", "translated, mean over $\\tau$", MIDDLE, "o-"), ("nearest", "untranslated nearest neighbour", OLD, "s--"),
+             ("permuted", "rows in a non-cyclic order", SECOND, "^--"), ("chance", "chance", GREY, ":")]
+    for ax, (_, run) in zip(axes.flat, runs):
+        for kind, name, colour, style in lines:
+            mean = run[run.kind == kind].groupby("depth")[["probability", "low", "high"]].mean()
+            interval = [mean.probability - mean.low, mean.high - mean.probability]
+            ax.errorbar(mean.index, mean.probability, interval, fmt=style, color=colour, label=name, capsize=2, markersize=4, linewidth=1.2)
+        first = run.iloc[0]
+        ax.set_title(f"{first.network}, seed {first.seed}: {first.accuracy}%\ntrained on {first['trained on']}\n"
+                     f"database {first.database:,}, n = {first.queries:,} test images", fontsize=8)
+        ax.set(xlabel="depth j", ylabel="P(same class)", xticks=sorted(set(table.depth)), ylim=(0, None))
+        ax.label_outer()
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(runs):]:
+        ax.set_axis_off()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
+    sns.despine(fig)
+    return fig

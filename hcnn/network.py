@@ -87,8 +87,9 @@ class AttributeConv(nn.Module):
     def choose_path(self, x):
         """How the product is computed here; set `path` to choose yourself.
 
-        convolution: by PyTorch's, z of HCNN(+) in memory. fused: HCNN(+) on a GPU where `fused.path` says so. tiled: HCNN(+) on a CPU, z tile by tile. windowed: HCNN on a CPU in
-        float32 or float64, in parts without the structural zeros where these are at least a quarter.
+        convolution: by PyTorch's, z of HCNN(+) in memory. fused: HCNN(+) on a GPU where `fused.path` says so. tiled: HCNN(+) on a
+        CPU, z tile by tile. windowed: HCNN on a CPU in float32 or float64, in parts without the structural zeros where these are at
+        least a quarter.
         """
         if x.device.type != "cpu":
             fusible = self.elu and self.Q is not None and fused.path(x, self.h, len(self.reads) * self.filters) == fused.FUSED

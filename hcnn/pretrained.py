@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from . import runs
-from .architecture import Architecture
-from .network import HCNN
+from .baselines import Baseline, architecture_from, build
+from .recipe import Recipe
 
 
 def load(name, root=None):
@@ -18,12 +18,45 @@ def load(name, root=None):
     if not (folder / runs.RUN).is_file():
         folder = _find(str(name), Path(root or runs.RUNS))
     run = runs.read_run(folder)
-    network = HCNN(Architecture(**run["parameters"]["architecture"]))
+    try:
+        network = build(architecture_from(run["parameters"]["architecture"]))
+    except TypeError as error:
+        raise ValueError(f"{folder / runs.RUN} has an architecture that this version does not know ({error})") from error
+    for entry, n, kind in (("classes", network.architecture.num_classes, str), ("mean", 3, float), ("std", 3, float)):
+        if len(run[entry]) != n or not all(isinstance(value, kind) for value in run[entry]):
+            raise ValueError(f"{folder / runs.RUN} must have {n} {entry}, got {str(run[entry])[:60]}")
     weights = runs.read_weights(folder, run)
     runs.check_fit(folder / runs.WEIGHTS, weights, network.state_dict())
     network.load_state_dict(weights)
     network.run, network.classes, network.mean, network.std = run, run["classes"], run["mean"], run["std"]
     return network.eval()
+
+
+def teacher_name(dataset, seed=0, split="test", precision="fast"):
+    """Folder name of the run from which a wrn-student learns by default: WRN-40-1 as published, on all training images."""
+    return runs.run_name(dict(
+        dataset=dataset, substitutes=None, architecture=Baseline.preset(dataset, "wrn-40-1").as_dict(),
+        recipe=Recipe.preset("wrn-40-1").as_dict(), seed=seed, split=split, train_size=None, precision=precision))
+
+
+def load_teacher(architecture, root, dataset, split):
+    """The network that a wrn-student learns from, a finished run of WRN-40-1 below `root` on the same images; None for other networks.
+
+    Raises ValueError naming the teacher where there is none such, FileNotFoundError where its weights are not stored.
+    """
+    if architecture.variant != "wrn-student":
+        return None
+    folder = Path(root) / (architecture.teacher or "none")
+    if not (folder / runs.RUN).is_file():
+        raise ValueError(f"teacher must be the folder name of a finished run of wrn-40-1 beside this one, got {architecture.teacher!r}; "
+                         f"train it with `python -m hcnn train --dataset {dataset} --variant wrn-40-1`")
+    run = runs.read_run(folder)
+    parameters = run["parameters"]
+    found = parameters["architecture"]["variant"], parameters["dataset"], parameters["split"], run["epochs_done"]
+    if found != ("wrn-40-1", dataset, split, run["epochs"]):
+        raise ValueError(f"teacher must be a finished run of wrn-40-1 on {dataset} with split={split!r}, got {architecture.teacher!r}: "
+                         f"{found[0]} on {found[1]} with split={found[2]!r}, {found[3]} of {run['epochs']} epochs")
+    return load(folder).requires_grad_(False)
 
 
 def _find(name, root):

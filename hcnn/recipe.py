@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import cos, pi
 from sys import float_info
 
-from .architecture import Architecture
+from .architecture import CONVENTIONS, Architecture
+from .baselines import SYSTEMS, Baseline
 
 SCHEDULES = ("step", "cosine")
 WARM_UP = 0.05  # share of a cosine run in which the learning rate rises
@@ -111,7 +112,27 @@ PRESETS = {
         weight_decay=6e-4,  # Keras adds 3e-4 w^2 to the loss
         mean=tuple(v / 255 for v in (125.3, 123.0, 113.9)), std=tuple(v / 255 for v in (63.0, 62.1, 66.7)),
     ),
+    # The compared networks; `baselines` names the sources. Their rates fall at epochs or steps that are written as fractions.
+    "all-cnn": dict(epochs=350, batch_size=128, lr=0.05, milestones=(200 / 350, 250 / 350, 300 / 350), multipliers=(1, 0.1, 0.01, 1e-3),
+                    weight_decay=1e-3, shift=5),  # a rate of 0.25, 0.1, 0.05 or 0.01 was chosen on validation images; batches are not given
+    "resnet-20": dict(epochs=164, batch_size=128, lr=0.1, milestones=(32 / 64, 48 / 64), multipliers=(1, 0.1, 0.01),  # thousands of steps
+                      weight_decay=1e-4, shift=4),
+    "nin": dict(epochs=307, batch_size=128, lr=0.1, milestones=(100 / 120, 110 / 120), multipliers=(1, 0.1, 0.01),  # thousands of steps
+                weight_decay=1e-4, shift=4),  # twice a tenth when the loss no longer falls; when that is was never published
+    **dict.fromkeys(("wrn-16-1", "wrn-40-1", "wrn-student"), dict(
+        epochs=200, batch_size=128, lr=0.1, milestones=(60 / 200, 120 / 200, 160 / 200), multipliers=(1, 0.2, 0.04, 0.008),
+        weight_decay=5e-4, shift=4)),  # their border is the mirrored image, ours the mean colour
+    "fitnet": dict(epochs=230, batch_size=128, lr=0.01, milestones=(40 / 90, 60 / 90, 80 / 90), multipliers=(1, 0.1, 0.01, 1e-3),
+                   weight_decay=5e-4, shift=4),  # thousands of steps
 }
+
+
+def presets(dataset, variant):
+    """What was published of a system: {preset: (its Architecture or Baseline, its Recipe)}; a compared network's preset is its variant."""
+    if variant in SYSTEMS:
+        return {variant: (Baseline.preset(dataset, variant), Recipe.preset(variant))}
+    names = [name for name in CONVENTIONS if (name, variant) != ("released", "hcnn")]  # the code has HCNN(+) only
+    return {name: (Architecture.preset(dataset, variant, name), Recipe.preset(name)) for name in names}
 
 
 def lr_at(recipe, progress):
@@ -126,11 +147,9 @@ def lr_at(recipe, progress):
 def preset_of(architecture, recipe, dataset):
     """The preset that architecture and recipe are nearest to, and the fields in which they depart from it: (name, overrides)."""
     candidates = []
-    for preset in PRESETS:
-        if preset == "released" and architecture.variant == "hcnn":
-            continue  # there is no such preset
+    for preset, published in presets(dataset, architecture.variant).items():
         overrides = {}
-        for ours, base in ((architecture, Architecture.preset(dataset, architecture.variant, preset)), (recipe, Recipe.preset(preset))):
+        for ours, base in zip((architecture, recipe), published):
             base = base.as_dict()
             overrides |= {name: value for name, value in ours.as_dict().items() if value != base[name]}
         candidates.append((preset, overrides))

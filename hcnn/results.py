@@ -6,6 +6,7 @@ Only runs on the full training set with the paper's full recipe, complete, K = 1
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import pandas as pd
 
 from . import runs as folders
 from .architecture import VARIANTS, Architecture
-from .recipe import Recipe, preset_of
+from .baselines import architecture_from, multiply_adds
+from .pretrained import teacher_name
+from .recipe import Recipe, preset_of, presets
 
 # Tables 1 and 2 of the paper: model, the variant that a run of it has, number of parameters, accuracy in percent.
 PAPER = {
@@ -30,6 +33,15 @@ PAPER = {
         ("Hierarchical CNN", "hcnn", "0.25M", 62.01), ("Hierarchical CNN (+)", "hcnn-plus", "0.89M", 63.19),
         ("All-CNN", "all-cnn", "1.3M", 66.29), ("Network in Network", "nin", "0.98M", 64.32), ("FitNet", "fitnet", "2.5M", 64.96),
     ),
+}
+# Rows that the paper has in its text only (section 5.2) or, WRN-16-1 and WRN-40-1, in arXiv 1612.03928, which it cites.
+BESIDE = {
+    "cifar10": (
+        ("WRN-16-1, no teacher (Zagoruyko and Komodakis)", "wrn-16-1", "0.2M", 91.23),
+        ("WRN-40-1, the teacher (Zagoruyko and Komodakis)", "wrn-40-1", "0.6M", 93.42),
+        ("HyperNetworks (Ha et al. 2016), quoted only", None, "0.097M", 91.98),
+    ),
+    "cifar100": (),
 }
 TABLE = {"cifar10": 1, "cifar100": 2}
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
@@ -63,17 +75,22 @@ class Run:
 
     dataset, substitutes = _entry("parameters", "dataset"), _entry("parameters", "substitutes")
     variant, padding_mode = _entry("parameters", "architecture", "variant"), _entry("parameters", "architecture", "padding_mode")
-    K, Q = _entry("parameters", "architecture", "K"), _entry("parameters", "architecture", "Q")
     seed, split, epochs = _entry("parameters", "seed"), _entry("parameters", "split"), _entry("parameters", "recipe", "epochs")
     epochs_done, train_images, test_images = _entry("epochs_done"), _entry("train_images"), _entry("test_images")
     seconds, device, images_per_second = _entry("seconds"), _entry("device"), _entry("images_per_second")
-    system = property(lambda run: VARIANTS[run.variant])
+    system = property(lambda run: run.architecture.name)
+    K, Q = (property(lambda run, name=name: getattr(run.architecture, name, "")) for name in "KQ")  # compared networks have none
     complete = property(lambda run: run.epochs_done == run.epochs)
+
+    @cached_property
+    def architecture(self):
+        """The Architecture or Baseline that was trained."""
+        return architecture_from(self.info["parameters"]["architecture"])
 
     @cached_property
     def _nearest(self):
         """(preset, overrides), from the parameters alone."""
-        return preset_of(Architecture(**self.info["parameters"]["architecture"]), Recipe(**self.info["parameters"]["recipe"]), self.dataset)
+        return preset_of(self.architecture, Recipe(**self.info["parameters"]["recipe"]), self.dataset)
 
     preset, overrides = property(lambda run: run._nearest[0]), property(lambda run: run._nearest[1])
 
@@ -93,8 +110,9 @@ class Run:
     @property
     def label(self):
         """System, K, Q and what else sets the network and its recipe apart from the preset; nothing about seed, images and epochs."""
-        others = [f"{name} {_plain(value)}" for name, value in self.overrides.items() if name not in ("K", "Q", "epochs")]
-        return ", ".join([f"{self.system} K={self.K} Q={self.Q}", *(["released"] if self.preset == "released" else []), *others])
+        others = [f"{name} {_plain(value)}" for name, value in self.overrides.items() if name not in ("K", "Q", "epochs", "teacher")]
+        system = f"{self.system} K={self.K} Q={self.Q}" if self.variant in VARIANTS else self.system
+        return ", ".join([system, *(["released"] if self.preset == "released" else []), *others])
 
 
 def load_runs(root=None, log=print):
@@ -146,7 +164,8 @@ def usable(runs):
 
 def departures(run):
     """In words, why a run does not count for tables 1 and 2: a list, empty for a headline run."""
-    usual = Architecture.preset(run.dataset, run.variant, run.preset).as_dict() | Recipe.preset(run.preset).as_dict()
+    architecture, recipe = presets(run.dataset, run.variant)[run.preset]
+    usual = architecture.as_dict() | recipe.as_dict()
     train, test = IMAGES[run.dataset]
     train -= run.test_images if run.split == "validation" else 0
     reasons = [] if run.dataset in PAPER else [run.data]
@@ -154,9 +173,13 @@ def departures(run):
         reasons.append(f"{run.train_images:,} of {train:,} training images")
     if run.split != "test" or run.test_images != test:
         reasons.append(f"tested on {run.tested_on}")
-    if run.preset != "paper":
+    if run.preset == "released":
         reasons.append(f"preset {run.preset}")
-    reasons += [f"{name} {_plain(value)} instead of {_plain(usual[name])}" for name, value in run.overrides.items()]
+    reasons += [f"{name} {_plain(value)} instead of {_plain(usual[name])}" for name, value in run.overrides.items() if name != "teacher"]
+    if run.variant == "wrn-student":
+        name, seed = run.architecture.teacher, re.search(r"-s(\d+)-", run.architecture.teacher)
+        if not seed or name != teacher_name(run.dataset, int(seed[1]), run.split, run.info["parameters"]["precision"]):
+            reasons.append(f"teacher {name} instead of WRN-40-1 as published, on all images")
     if not run.complete:
         reasons.append(f"unfinished: {run.epochs_done} of {run.epochs} epochs")
     return reasons
@@ -169,27 +192,38 @@ def _plain(value):
 
 
 def headline(runs):
-    """Runs that count for tables 1 and 2: full training set, full recipe of preset `paper`, complete, K = 16, Q = 32, zeros."""
+    """Runs that count for tables 1 and 2: full training set, complete, the published recipe (of the paper: K = 16, Q = 32, zeros)."""
     return [run for run in usable(runs) if not departures(run)]
 
 
 def table(dataset, runs):
-    """Table 1 (cifar10) or 2 (cifar100): the paper's rows and ours, mean and standard deviation over n headline runs."""
+    """Table 1 (cifar10) or 2 (cifar100): the paper's rows and ours, mean and standard deviation over n headline runs.
+
+    parameters: the weights of all filters and linear layers; multiply-adds: of one image's forward pass, see `multiply_adds`.
+    """
     rows = []
-    for model, variant, parameters, accuracy in PAPER[dataset]:
+    for model, variant, parameters, accuracy in PAPER[dataset] + BESIDE[dataset]:
         ours = [run for run in headline(runs) if (run.dataset, run.variant) == (dataset, variant)]
         values = pd.Series([run.accuracy for run in ours], dtype=float)
-        count = Architecture.preset(dataset, variant).count()["filters"] if variant in VARIANTS else NOT_RUN
-        here = dict.fromkeys(("accuracy, here", "deviation", "n", "seconds", "device"), NOT_RUN)
+        count, arithmetic = (NOT_RUN, NOT_RUN) if variant is None else costs(dataset, variant)
+        here = dict.fromkeys(("accuracy, here", "deviation", "n", "seconds an epoch", "seconds", "device"), NOT_RUN)
         if ours:
             here = {
                 "accuracy, here": f"{values.mean():.2f}", "deviation": f"{values.std():.2f}" if len(ours) > 1 else "one seed",
-                "n": len(ours), "seconds": f"{sum(run.seconds for run in ours) / len(ours):.0f}",
+                "n": len(ours), "seconds an epoch": f"{sum(run.seconds / run.epochs for run in ours) / len(ours):.1f}",
+                "seconds": f"{sum(run.seconds for run in ours) / len(ours):.0f}",
                 "device": " / ".join(sorted({run.device for run in ours})),
             }
-        paper = {"model": model, "parameters, paper": parameters, "parameters, here": count, "accuracy, paper": f"{accuracy:.2f}"}
+        paper = {"model": model, "parameters, paper": parameters, "parameters, here": count, "multiply-adds": arithmetic,
+                 "accuracy, paper": f"{accuracy:.2f}"}
         rows.append(paper | here)
     return pd.DataFrame(rows)
+
+
+def costs(dataset, variant):
+    """(weights of filters and linear layers, multiply-adds of an image) of the published network of a system."""
+    architecture, _ = next(iter(presets(dataset, variant).values()))
+    return architecture.count()["filters"], multiply_adds(architecture)
 
 
 def other_runs(runs):
@@ -290,9 +324,8 @@ def summary(runs, path=None):
     rows = []
     for dataset, systems in PAPER.items():
         for model, variant, parameters, _ in systems:
-            if variant in VARIANTS:
-                count = Architecture.preset(dataset, variant).count()["filters"]
-                rows.append((f"filter weights, {TITLES[dataset]}, {model}", parameters, f"{count:,}", "formula and modules, notebook 02"))
+            count, _ = costs(dataset, variant)
+            rows.append((f"filter weights, {TITLES[dataset]}, {model}", parameters, f"{count:,}", "formula and modules, notebook 02"))
     released = Architecture.preset("cifar10", "hcnn-plus", "released").count()["trained"]
     rows.append(("trainable numbers, the authors' code", "", f"{released:,}", "formula and modules, notebook 02"))
     for dataset, systems in PAPER.items():

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,15 @@ from safetensors.torch import save as save_tensors
 RESULTS = Path(os.environ.get("HCNN_RESULTS") or Path(__file__).resolve().parents[1] / "results")
 RUNS = RESULTS / "runs"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+NUMBER, NONE = (int, float), type(None)
+ENTRIES = {  # of run.json and their types
+    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int, "classes": list, "mean": list,
+    "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str, "weights_sha256": (str, NONE),
+    **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
+    "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
+    "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,
+    "parameters/architecture/variant": str, "parameters/architecture/padding_mode": str,
+}
 CHECKPOINT, WEIGHTS, METRICS, RUN = "checkpoint.safetensors", "weights.safetensors", "metrics.csv", "run.json"
 
 
@@ -94,7 +104,7 @@ def write_run(folder, run):
 def read_run(folder):
     """The content of run.json as a dictionary.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no JSON or was changed after it was written.
+    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed after it was written, or lacks an entry.
     """
     path = Path(folder) / RUN
     if not path.exists():
@@ -110,6 +120,13 @@ def read_run(folder):
     if expected != found:
         raise ValueError(f"{path} was changed after it was written (checksum {expected[:12]}, content gives {found[:12]}); "
                          f"{remedy}")
+    for entry, kind in ENTRIES.items():
+        value = reduce(lambda values, key: values.get(key, ...), entry.split("/"), run)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"{path} must have {entry} of type {names}, got {'nothing' if value is ... else repr(value)[:50]}; {remedy}")
+    if run["epochs_done"] and None in (run["test_accuracy"], run["test_loss"], run["images_per_second"]):
+        raise ValueError(f"{path} must have the accuracy, loss and speed of {run['epochs_done']} epochs; {remedy}")
     return run
 
 

@@ -12,11 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from . import runs
+from . import fused, graphed, runs
+from .architecture import Architecture
+from .baseline_networks import attention_distance
+from .baselines import Baseline, build, stored_weights
 from .data import augment, split_dataset
 from .device import PRECISIONS, autocast_dtype, choose_device, numerics, provenance
 from .evaluation import evaluate, evaluation_sums
-from .network import HCNN
+from .pretrained import load_teacher
 from .recipe import Recipe, lr_at, preset_of
 from .stopping import Stopped, stop_on_signals
 
@@ -28,7 +31,8 @@ GPU_CHECK_STEPS = 50  # the GPU is asked for its loss, and the CPU waits, once i
 
 def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precision="fast", split="test", train_size=None,
           max_seconds=None, log=print):
-    """Train `HCNN(architecture)` by `recipe` on a Dataset and return the run's folder, a Path below `out` (default: results/runs).
+    """Train the network of an Architecture or a Baseline by `recipe` on a Dataset; return the run's folder, a Path below `out`
+    (default: results/runs), where a teacher's is looked for as well.
 
     An unfinished run of the same parameters is continued, a finished one is returned as it is. After `max_seconds`, SIGTERM or
     SIGINT training stops within a step and leaves a checkpoint: run.json then has `epochs_done` below the recipe's epochs.
@@ -43,12 +47,14 @@ def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precis
     dataset_name, data = dataset.name, split_dataset(dataset, split, train_size)
     device = choose_device(device)
     _check(architecture, data, seed, precision, max_seconds)
+    out = Path(out or runs.RUNS)
+    teacher = load_teacher(architecture, out, dataset_name, split)
     deadline = None if max_seconds is None else begin + max_seconds
     parameters = dict(
         dataset=dataset_name, substitutes=dataset.substitutes, architecture=architecture.as_dict(), recipe=recipe.as_dict(),
         seed=seed, split=split, train_size=train_size, precision=precision,
     )
-    folder = Path(out or runs.RUNS) / runs.run_name(parameters)
+    folder = out / runs.run_name(parameters)
     main = _rank() == 0
     log = log if main else lambda line: None
     if runs.is_finished(folder, parameters):
@@ -58,9 +64,10 @@ def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precis
         folder.mkdir(parents=True, exist_ok=True)
     if _world() > 1:
         dist.barrier()
-    with runs.lock(folder) if main else nullcontext(), numerics(precision, device), stop_on_signals(deadline) as stop:
+    with runs.lock(folder) if main else nullcontext(), numerics(precision, device), stop_on_signals(deadline) as stop, \
+            torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            training = _Training(architecture, recipe, data, parameters, folder, device, log, stop)
+            training = _Training(architecture, recipe, data, parameters, folder, device, log, stop, teacher)
             training.restore()
             training.run()
         except torch.OutOfMemoryError as error:
@@ -76,6 +83,8 @@ def _check(architecture, dataset, seed, precision, max_seconds):
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if max_seconds is not None and not (isinstance(max_seconds, (int, float)) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number or none, got {max_seconds!r}")
+    if isinstance(architecture, Baseline) and _world() > 1:
+        raise ValueError(f"{architecture.variant} must be trained in one process, got {_world()}: their normalisations are not shared")
     for name, value, found in (("num_classes", architecture.num_classes, len(dataset.classes)),
                                ("image_size", architecture.image_size, tuple(dataset.train_images.shape[2:])),
                                ("in_channels", architecture.in_channels, dataset.train_images.shape[1])):
@@ -100,16 +109,21 @@ def _world():
 class _Training:
     """One run in progress: the network, its optimiser, and `state`, the part of the checkpoint that is not tensors."""
 
-    def __init__(self, architecture, recipe, data, parameters, folder, device, log, stop):
+    def __init__(self, architecture, recipe, data, parameters, folder, device, log, stop, teacher):
         self.architecture, self.recipe, self.data, self.parameters = architecture, recipe, data, parameters
         self.folder, self.device, self.log, self.stop = folder, device, log, stop
         seed = parameters["seed"]
-        self.network = HCNN(architecture, torch.Generator().manual_seed(seed)).to(device)
+        self.network = build(architecture, torch.Generator().manual_seed(seed)).to(device)
+        self.draws = any(isinstance(module, torch.nn.Dropout) for module in self.network.modules())
+        self.teacher = None if teacher is None else teacher.to(device)
+        self.eager = eager = graphed.why_not(device, parameters["precision"], _world(), self.draws or teacher is not None)
         filters = self.network.filter_parameters()
         others = [p for p in self.network.parameters() if all(p is not f for f in filters)]
         self.optimiser = torch.optim.SGD(
             [dict(params=filters, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
-            lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+            lr=recipe.lr if eager else graphed.device_lr(recipe.lr, device), momentum=recipe.momentum, nesterov=recipe.nesterov,
+            fused=None if eager else True)
+        self.graphed = None if eager else graphed.GraphedStep(self._whole_step, [*self.network.parameters(), *self.network.buffers()], log)
         self.dtype = autocast_dtype(parameters["precision"], device)
         self.here = provenance(device, self.dtype, _world())
         self.mean, self.std = recipe.mean or data.mean, recipe.std or data.std
@@ -176,7 +190,7 @@ class _Training:
         if _rank() != 0:
             return
         done = self.state["epoch"]
-        digest = runs.write_weights(self.folder, self.network.state_dict()) if done else None
+        digest = runs.write_weights(self.folder, stored_weights(self.network)) if done else None
         runs.write_metrics(self.folder, self.state["rows"])
         runs.write_run(self.folder, self._summary(digest))
         if done == self.recipe.epochs:
@@ -228,6 +242,8 @@ class _Training:
             order, shifts, flips = self._draw(state["epoch"])
             self.network.train()
             while state["step"] < self.steps:
+                if self.draws:
+                    torch.manual_seed(self._seed(state["epoch"], state["step"]))
                 stopping, saving = self._step(order, shifts, flips)
                 clock()
                 state["train_seconds"] = before_training + time.monotonic() - begin
@@ -257,14 +273,44 @@ class _Training:
     def _draw(self, epoch):
         """The order of the images and the shift and flip of each place in it, on the device."""
         n = len(self.labels)
-        seed = int(runs.sha256(f"{self.parameters['seed']} {epoch}")[:15], 16)
-        generator, shift = torch.Generator().manual_seed(seed), self.recipe.shift
+        generator, shift = torch.Generator().manual_seed(self._seed(epoch)), self.recipe.shift
         order = torch.randperm(n, generator=generator)
         shifts = torch.randint(-shift, shift + 1, (n, 2), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5
         if not (self.recipe.flip and self.data.flip):
             flips.zero_()
         return order.to(self.device), shifts.to(self.device), flips.to(self.device)
+
+    def _seed(self, *place):
+        """The seed of a place in the training: (epoch,), or (epoch, step) for dropout."""
+        return int(runs.sha256(" ".join(map(str, (self.parameters["seed"], *place))))[:15], 16)
+
+    def _losses(self, x, y):
+        """Class scores, the sum of the images' cross-entropies, and what is minimised: the same, or with a teacher more."""
+        if self.teacher is None:
+            logits = self.network(x)
+            loss = F.cross_entropy(logits.float(), y, reduction="sum")
+            return logits, loss, loss
+        ours = self.network.body.outputs(x)
+        with torch.no_grad():
+            theirs = self.teacher.body.outputs(x)
+        logits = self.network.body.classify(ours[-1])
+        loss = F.cross_entropy(logits.float(), y, reduction="sum")
+        return logits, loss, loss + self.architecture.beta * attention_distance(ours, theirs)
+
+    def _descend(self, chosen, shifts, flips, n, weight=1):
+        """The gradient for some images of a minibatch of n, and their part of the sums of the epoch."""
+        x = augment(self.images[chosen], shifts, flips, *self.statistics)
+        y = self.labels[chosen]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits, loss, objective = self._losses(x, y)
+        self.optimiser.zero_grad()
+        (objective * weight / n).backward()
+        self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight
+
+    def _whole_step(self, chosen, shifts, flips):
+        self._descend(chosen, shifts, flips, self.recipe.batch_size)
+        self.optimiser.step()
 
     def _step(self, order, shifts, flips):
         """One step of gradient descent: (whether to stop, whether to write a checkpoint), the same in all processes."""
@@ -276,14 +322,12 @@ class _Training:
         if n >= world:
             share = slice(first + n * rank // world, first + n * (rank + 1) // world)
         weight = 1 if n >= world else 1 / world  # fewer images than processes: all compute all of them, for 1 / world each
-        x = augment(self.images[order[share]], shifts[share], flips[share], *self.statistics)
-        y = self.labels[order[share]]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits = self.network(x)
-        loss = F.cross_entropy(logits.float(), y, reduction="sum") * weight
-        self.optimiser.zero_grad()
-        (loss / n).backward()
-        self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum() * weight])
+        graphed.set_lr(self.optimiser, lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps)))
+        whole = self.graphed is not None and n == recipe.batch_size
+        if whole:
+            self.graphed(order[share], shifts[share], flips[share])
+        else:
+            self._descend(order[share], shifts[share], flips[share], n, weight)
         asking = self.device.type == "cpu" or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
         if asking and not bool(self.totals[0].isfinite()):
             self._diverged("the loss is not finite", step + 1)
@@ -291,9 +335,8 @@ class _Training:
         wishes = self.stop.reason() is not None, asking and now - self.saved > CHECKPOINT_SECONDS
         if world > 1:
             wishes = self._sum_gradients(wishes, asking)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps))
-        self.optimiser.step()
+        if not whole:
+            self.optimiser.step()
         state["step"] = step + 1
         if asking and now - self.printed > LINE_SECONDS and step + 1 < self.steps:
             loss, accuracy = (self.totals / (first + n) * world).tolist()  # under torchrun from the images of this process
@@ -340,9 +383,14 @@ class _Training:
         a, counts, data = self.architecture, self.architecture.count(), self.data
         name = data.name if data.substitutes is None else f"{data.name} in place of {data.substitutes}"
         here = self.here
-        self.log(f"{name} ({len(self.labels):,} images)  {a.name} K={a.K} Q={a.Q} J={a.J} {a.padding_mode}  {counts['filters']:,} filter "
+        size = f" K={a.K} Q={a.Q} J={a.J}" if isinstance(a, Architecture) else ""
+        self.log(f"{name} ({len(self.labels):,} images)  {a.name}{size} {a.padding_mode}  {counts['filters']:,} filter "
                  f"weights, {counts['trained']:,} trained  {here['device']}, {here['threads']} threads, {here['dtype']}"
                  + (f", {here['processes']} processes" if here["processes"] > 1 else ""))
+        if self.device.type == "cuda":
+            step = "a CUDA graph a step" if self.eager is None else f"steps kernel by kernel: {self.eager}"
+            unfused = a.variant == "hcnn-plus" and fused.why_not(self.device, self.dtype, a.Q, a.spatial_support)
+            self.log(step + ("; HCNN(+) fused" if unfused is None else f"; HCNN(+) unfused: {unfused}" if unfused else ""))
 
     def _line(self, rows):
         row, epochs = rows[-1], self.recipe.epochs

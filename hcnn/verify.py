@@ -11,24 +11,28 @@ from functools import cache
 from math import comb, fsum, isclose, isfinite
 from pathlib import Path
 
-from . import results, runs
-from .architecture import VARIANTS, Architecture
+from . import ablations, results, runs, speed_table, sweeps
+from .architecture import VARIANTS
+from .baselines import architecture_from, build
 from .cifar import SOURCES
 from .data import DIGITS_CONTENT, available, load_dataset, split_dataset
 from .device import choose_device
 from .evaluation import evaluate
-from .network import HCNN
+from .interpretation_results import TABLES as INTERPRETED
+from .interpretation_results import check_interpretation
 from .pretrained import load
 from .recipe import Recipe, lr_at, preset_of
 
 SAMPLE = 500  # test images, always the first ones
 DOUBT = 0.001  # how often a right network fails the check on the sample
 PERCENTAGE = r"\d[\d.]*%"
+MEASURED = {"speed": speed_table.check}  # tables of times, which follow from no run: each against itself
 POINTS = 0.1  # by which accuracies on the whole test set may differ: other devices, other sums
 TABLES = {
     "table1": lambda stored: results.table("cifar10", stored), "table2": lambda stored: results.table("cifar100", stored),
-    "other_runs": results.other_runs, "ledger": results.ledger, "summary": results.summary,
-}
+    "other_runs": lambda stored: results.other_runs(ablations.in_no_table(stored)), "ledger": results.ledger, "summary": results.summary,
+    "sweep": sweeps.table, "gain_of_Q": sweeps.gain_of_Q, "ablations": ablations.table,
+} | INTERPRETED
 
 
 def verify(folder=None, accuracy="sample", dataset_root=None, device="auto", log=print):
@@ -38,13 +42,19 @@ def verify(folder=None, accuracy="sample", dataset_root=None, device="auto", log
     of data or tables is said in a line of `log`, and is no finding.
     """
     folder = Path(folder or runs.RESULTS)
+    if not folder.is_dir():
+        raise ValueError(f"the results must be a folder, got {folder}; set HCNN_RESULTS to the one that holds runs/ and tables/")
     stored = results.load_runs(folder / "runs", log=lambda line: None)
     findings = []
     for run in stored:
         found = check_run(run) or check_accuracy(run, accuracy, dataset_root, device, log)
+        if not run.problem:
+            present = available(run.dataset, dataset_root)
+            found += check_interpretation(run, _data_set(run.dataset, dataset_root) if present else None)
         findings += [f"{run.folder.name}: {finding}" for finding in found]
     tables = {name: make(stored) for name, make in TABLES.items()}
-    findings += check_tables(folder / "tables", tables, log) + check_readme(folder.parent / "README.md", stored, log)
+    measured = speed_table.readme_rows(speed_table.load(folder / "tables" / "speed.csv"))
+    findings += check_tables(folder / "tables", tables, log) + check_readme(folder.parent / "README.md", stored, log, measured)
     log(f"{len(stored)} runs, {len(list((folder / 'tables').glob('*.csv')))} tables: {len(findings) or 'no'} differences")
     return findings
 
@@ -69,7 +79,7 @@ def check_run(run):
 def _expected(run):
     """The entries of run.json that follow from its parameters and from the published data."""
     parameters = run.info["parameters"]
-    architecture, recipe = Architecture(**parameters["architecture"]), Recipe(**parameters["recipe"])
+    architecture, recipe = architecture_from(parameters["architecture"]), Recipe(**parameters["recipe"])
     preset, overrides = preset_of(architecture, recipe, run.dataset)
     content = DIGITS_CONTENT if run.dataset == "digits" else SOURCES[run.dataset].content
     train, test = results.IMAGES[run.dataset]
@@ -117,7 +127,7 @@ def _check_weights(run):
         return [] if known else [f"{runs.RUN} has no checksum of the weights"]
     try:
         weights = runs.read_weights(run.folder, run.info)
-        runs.check_fit(path.name, weights, HCNN(Architecture(**run.info["parameters"]["architecture"])).state_dict())
+        runs.check_fit(path.name, weights, build(architecture_from(run.info["parameters"]["architecture"])).state_dict())
     except ValueError as error:
         return [str(error).replace(f"{run.folder}/", "")]
     return [f"{path.name}: {name} is not finite" for name, tensor in weights.items() if not tensor.isfinite().all()]
@@ -135,6 +145,8 @@ def check_accuracy(run, accuracy="sample", dataset_root=None, device="auto", log
         log(f"{run.folder.name}: {run.dataset} is not present, its accuracy is not checked; `make data` fetches it")
         return []
     data = split_dataset(_data_set(run.dataset, dataset_root), run.split)
+    if run.info["classes"] != list(data.classes):
+        return [f"{runs.RUN} has other classes than {run.dataset}"]
     device, total, stored = choose_device(device), len(data.test_labels), run.info["test_accuracy"]
     n = total if accuracy == "full" else min(SAMPLE, total)
     network = load(run.folder).to(device)
@@ -165,6 +177,9 @@ def check_tables(folder, tables, log=print):
     """Every csv in tables/ against the same table made from the runs, cell by cell."""
     findings = []
     for path in sorted(folder.glob("*.csv")):
+        if path.stem in MEASURED:
+            findings += MEASURED[path.stem](path)
+            continue
         if path.stem not in tables:
             findings.append(f"tables/{path.name}: nothing says how it follows from the runs; add it to TABLES of hcnn/verify.py")
             continue
@@ -195,7 +210,7 @@ def _differences(name, found, expected):
     return []
 
 
-def check_readme(path, stored, log=print):
+def check_readme(path, stored, log=print, measured=None):
     """The results of the README, between its two marks: each row on a training follows from the runs, and so does each percentage.
 
     Tables without percentages, such as timings, are no results of runs and are left alone.
@@ -205,7 +220,7 @@ def check_readme(path, stored, log=print):
     if not block:
         log(f"no <!-- results --> in {path.name}")
         return []
-    tables, findings, header = readme_tables(stored), [], None
+    tables, findings, header = readme_tables(stored) | (measured or {}), [], None
     known = {number for rows in tables.values() for row in rows for cell in row for number in re.findall(PERCENTAGE, cell)}
     for line in block[1].splitlines():
         cells = tuple(cell.strip() for cell in line.rstrip()[1:-1].split("|")) if line.startswith("|") else None
@@ -237,7 +252,8 @@ def readme_tables(stored):
                 paper.append((f"{results.TITLES[dataset]}, {VARIANTS[variant]}", f"{row['parameters, here']:,}", f"{accuracy:.2f}%", *ours))
     for run in results.usable(stored):
         if run.epochs_done:
-            trained.append((f"{run.data}, {run.system}", f"{run.K}, {run.Q}", f"{run.train_images:,}", f"{run.epochs_done}",
+            size = f"{run.K}, {run.Q}" if run.variant in VARIANTS else ""
+            trained.append((f"{run.data}, {run.system}", size, f"{run.train_images:,}", f"{run.epochs_done}",
                             f"{run.accuracy:.2f}%", f"{run.seconds:.0f}", f"{run.info['threads']}"))
     return {
         ("", "parameters (filters)", "paper", "ours (mean, deviation, n)", "seconds", "device"): paper,

@@ -9,6 +9,8 @@ from hypothesis import settings
 from hcnn.data import Dataset, available
 
 os.environ.setdefault("HCNN_OFFLINE", "1")  # a test never downloads a data set
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # its kernels run on the CPU; read when Triton is imported
 settings.register_profile("hcnn", deadline=None)  # the first call of an operator may take a second
 settings.load_profile("hcnn")
 

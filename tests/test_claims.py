@@ -12,6 +12,7 @@ import torch
 
 from hcnn import Architecture, MultiscaleHCNN
 from hcnn.architecture import CLASSES, VARIANTS
+from hcnn.baselines import SYSTEMS, Baseline
 from hcnn.reference import factorised_filter
 from hcnn.results import PAPER
 
@@ -103,6 +104,7 @@ def test_every_large_number_in_ledger_and_errata_is_computed_by_the_code():
     known = {50_000, 10_000}
     for dataset, variant in itertools.product(PAPER, VARIANTS):
         known |= set(Architecture.preset(dataset, variant).count().values()) | set(layer_counts(dataset, variant))
+    known |= {Baseline.preset(dataset, variant).count()["filters"] for dataset in PAPER for variant in SYSTEMS}
     hcnn = Architecture.preset("cifar10")
     grids = [layer for layer in hcnn.layers if layer.Q]
     known.add(sum(layer.out_grid[0] * layer.out_grid[1] * layer.filters for layer in grids))  # folded biases

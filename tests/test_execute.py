@@ -1,8 +1,14 @@
 """The notebook runner: what it refuses, what it leaves behind, and the form every notebook must have."""
 
 import ast
+import errno
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -44,6 +50,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(execute, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(execute, "digits_stand_in", lambda name: False)
+    shutil.copy(ROOT / "notebooks" / "execute.py", tmp_path / "notebooks")  # for the cells of a sweep, which are processes
+    monkeypatch.setenv("HCNN_RESULTS", str(tmp_path / "results"))
     return tmp_path
 
 
@@ -128,10 +136,84 @@ def test_failed_run_leaves_the_earlier_output_as_it_was(folder):
     assert earlier.read_text() == "earlier" and outputs(folder) == [earlier.name]
 
 
-def test_failed_cell_of_a_sweep_does_not_stop_the_others(folder, capsys):
-    assert execute.main(["--sweep", "K=12,4"]) == 1
-    assert outputs(folder) == ["03_train_cifar10-hcnn-K4.ipynb"]
-    assert "1 of 2 executions succeeded" in capsys.readouterr().out
+def test_a_disk_that_is_full_when_a_copy_is_written_leaves_the_earlier_one(folder, capsys, monkeypatch):
+    earlier = folder / "results" / "notebooks" / "05_results.ipynb"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.os, "replace", full)
+    assert execute.main(["05"]) == 1
+    assert re.search("^error: .*could not write .*05_results.ipynb.*No space left on device.*Make room", capsys.readouterr().err)
+    assert earlier.read_text() == "earlier" and outputs(folder) == [earlier.name]
+    notebook = (folder / "notebooks" / "05_results.ipynb").read_text()
+    assert execute.main(["--refresh", "05"]) == 1
+    assert (folder / "notebooks" / "05_results.ipynb").read_text() == notebook
+
+
+def test_results_that_are_a_file_are_refused_before_anything_runs(folder, capsys, monkeypatch):
+    (folder / "results").touch()
+    monkeypatch.setattr(execute.papermill, "execute_notebook", lambda *args, **kwargs: pytest.fail("a kernel was started"))
+    assert execute.main(["05"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_folders_named_relative_to_the_caller_are_the_same_in_the_kernel(folder, monkeypatch):
+    notebook = folder / "notebooks" / "05_results.ipynb"
+    notebook.write_text(notebook.read_text().replace("'in', os.getcwd()", "os.environ['HCNN_RESULTS'], os.environ['HCNN_DATA']"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HCNN_RESULTS", "elsewhere")
+    monkeypatch.setenv("HCNN_DATA", "images")
+    monkeypatch.setattr(execute, "ROOT", folder / "nowhere")  # paths stay in the copy
+    assert execute.main(["05"]) == 0
+    (cell,) = nbformat.read(folder / "results" / "notebooks" / "05_results.ipynb", as_version=4).cells
+    assert cell.outputs[0].text == f"{folder / 'elsewhere'} {folder / 'images'}\n"
+
+
+def test_a_killed_runner_leaves_no_copy_and_its_kernel_ends(folder):
+    notebook, pid = folder / "notebooks" / "05_results.ipynb", folder / "notebooks" / "pid"
+    wait = "import time; open('pid', 'w').write(str(os.getpid())); time.sleep(120)"
+    notebook.write_text(notebook.read_text().replace("print('in', os.getcwd())", wait))
+    shutil.copy(ROOT / "notebooks" / "execute.py", folder / "notebooks")
+    runner = subprocess.Popen([sys.executable, folder / "notebooks" / "execute.py", "05"], env=os.environ | {
+        "HCNN_RESULTS": str(folder / "results"), "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: pid.exists() and pid.read_text())
+        runner.kill()
+        runner.wait()
+        kernel = int(pid.read_text())
+        until(lambda: not Path(f"/proc/{kernel}").exists() or "zombie" in Path(f"/proc/{kernel}/status").read_text())
+        assert outputs(folder) == []
+    finally:
+        runner.kill()
+
+
+def until(holds):
+    """Wait a minute for a condition."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_failed_cell_of_a_sweep_is_named_and_does_not_stop_the_others(folder, capsys):
+    assert execute.main(["--sweep", "K=12,4", "epochs=3", "--workers", "2"]) == 1
+    assert [name.replace("-digits", "") for name in outputs(folder)] == ["03_train_cifar10-hcnn-K4-epochs3.ipynb"]
+    said = capsys.readouterr().out
+    assert "2 cells: K=12; K=4" in said and re.search(r"^\[K=4\] 03_train_cifar10 K=4 epochs=3: \d+ s$", said, re.M)
+    assert "NOT COMPLETE  K=12: 03_train_cifar10 K=12 epochs=3 failed: AssertionError: twelve fails" in said
+    assert "1 of 2 are complete; the same command continues" in said
+
+
+def test_cells_of_a_sweep_are_every_combination_named_by_what_differs_without_a_limit_of_time(monkeypatch):
+    monkeypatch.setattr(execute, "digits_stand_in", lambda name: False)
+    cells = execute.swept([], "small", {"split": "validation"}, ["K=4,8", "Q=2", "dataset=cifar10,cifar100", "seed=0"])
+    assert list(cells) == ["K=4 dataset=cifar10", "K=4 dataset=cifar100", "K=8 dataset=cifar10", "K=8 dataset=cifar100"]
+    path, parameters, name = cells["K=8 dataset=cifar100"]
+    assert (path.stem, name) == ("04_train_cifar100", "04_train_cifar100-hcnn-K8-Q2-seed0-splitvalidation")
+    assert parameters == execute.SMALL | dict(K=8, Q=2, seed=0, split="validation", dataset="cifar100", max_seconds=None)
 
 
 def test_output_says_when_digits_stand_in(folder, monkeypatch):

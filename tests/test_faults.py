@@ -9,12 +9,15 @@ import pickle
 import random
 import re
 import resource
+import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import torch
 
-from hcnn import HCNN, Architecture, load, runs, training
+from hcnn import HCNN, Architecture, load, results, runs, training, verify
 from hcnn.__main__ import main
 from hcnn.evaluation import evaluate
 from hcnn.training import Recipe, train
@@ -54,8 +57,8 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def stopped(data, tmp_path, every_step, monkeypatch):
     """A run that broke off in its second epoch, in step 2 of 4: one row of metrics, weights, a checkpoint."""
-    # lr_at is asked twice a step, and once for the row of an epoch
-    monkeypatch.setattr(training, "lr_at", fail_at(12, RuntimeError("stop")))
+    # lr_at is asked once a step, and once for the row of an epoch
+    monkeypatch.setattr(training, "lr_at", fail_at(7, RuntimeError("stop")))
     with pytest.raises(RuntimeError, match="stop"):
         run(data, tmp_path / "stopped")
     monkeypatch.setattr(training, "lr_at", LR_AT)
@@ -89,7 +92,7 @@ def test_an_exploding_gradient_stops_the_run_and_every_checkpoint_stays_finite(d
         net.operators[-1].g.register_hook(lambda gradient: gradient * (factor if next(steps) == 3 else 1))
         return net
 
-    monkeypatch.setattr(training, "HCNN", network)
+    monkeypatch.setattr(training, "build", network)
     with pytest.raises(FloatingPointError, match="(loss|a weight) .*is not finite at epoch 1, step [34] of 4; lower lr .0.1."):
         run(data, tmp_path)
     monkeypatch.undo()
@@ -264,6 +267,68 @@ def test_truncated_weights_and_weights_of_another_architecture_are_refused_even_
     with pytest.raises(ValueError, match=r"weights.safetensors does not fit the architecture: \S+ must be \(.*3.*\), got \(.*2.*\)"):
         load(resigned(whole, tmp_path / "another", weights, parameters=parameters))
     assert load(resigned(whole, tmp_path / "same", weights)).run["epochs_done"] == 2
+
+
+def entries(run, above=()):
+    """Every entry of run.json, also inside of others, as a tuple of keys."""
+    for key, value in run.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from entries(value, (*above, key))
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("value", [MISSING, "x", *(pytest.param(v, marks=pytest.mark.full) for v in (None, "", -1, 1.5, True, [], [1, 2, 3], {}))],
+                         ids=lambda value: "missing" if value is MISSING else repr(value))
+def test_whatever_stands_in_run_json_is_shown_or_refused_and_takes_no_table_down(data, tmp_path, whole, value):
+    folder = shutil.copytree(whole, tmp_path / whole.name)
+    right = runs.read_run(whole)
+    for path in entries(right):
+        run = json.loads(json.dumps(right))
+        inside = reduce(getitem, path[:-1], run)
+        inside[path[-1]] = value
+        if value is MISSING:
+            del inside[path[-1]]
+        runs.write_run(folder, run)
+        stored = [results.load_run(folder), results.load_run(whole)]
+        assert len(results.other_runs(stored)) == 2 and results.best_available("digits", "hcnn", stored), path
+        verify.check_run(stored[0])
+        try:
+            load(folder).predict(data.test_images[:1])
+        except ValueError as error:
+            assert str(error), path
+
+
+def test_classes_of_another_data_set_in_run_json_are_found(tmp_path, whole):
+    weights = (whole / runs.WEIGHTS).read_bytes()
+    for number, classes in ((10, list("0123456798")), (9, list("012345678"))):
+        folder = resigned(whole, tmp_path / str(number), weights, classes=classes)
+        if number == 9:
+            with pytest.raises(ValueError, match="run.json must have 10 classes, got "):
+                load(folder)
+        else:
+            run = results.Run(folder, runs.read_run(folder), None)
+            assert verify.check_accuracy(run, device="cpu") == ["run.json has other classes than digits"]
+
+
+def test_metrics_that_are_longer_than_run_json_says_are_read_up_to_there(data, whole, stopped):
+    with open(stopped / runs.METRICS, "a") as file:
+        file.write((stopped / runs.METRICS).read_text().splitlines()[-1] + "\n")
+    stored = results.load_run(stopped)
+    assert stored.problem is None and len(stored.metrics) == stored.epochs_done == 1
+    assert content(run(data, stopped.parent)) == content(whole)
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "{file}"], ["train", "--dataset", "digits", "--out", "{file}"], ["verify"],
+                                       ["train", "--dataset", "digits", "--out", "/proc/none"], ["data", "cifar10", "--dataset-root", "{file}"]])
+def test_a_file_where_a_folder_belongs_ends_in_one_line(tmp_path, capsys, monkeypatch, arguments):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "file")
+    assert main([text.format(file=tmp_path / "file") for text in arguments]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and ("/proc/none" in line or str(tmp_path / "file") in line)
 
 
 def test_nothing_but_the_guarded_reader_of_cifar_can_unpickle():

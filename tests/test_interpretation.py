@@ -1,15 +1,20 @@
 """Section 5.3: the arrays, the search for the nearest image against brute force, the probabilities, known changes, storage."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binom
 
 from hcnn import HCNN, Architecture, interpretation, properties
 from hcnn import interpretation_figures as drawing
-from hcnn.attributes import attribute_arrays, first_of_every_class, nearest, permutation, sequences, smooth, translate
+from hcnn.attributes import attribute_arrays, bootstrap, first_of_every_class, nearest, permutation, sequences, smooth, translate
 from hcnn.data import load_dataset, standardise
 
 TINY = dict(K=8, Q=2, J=6, attribute_support=(3, 5), subsampled=(1, 2, 3), num_classes=10)
@@ -59,7 +64,7 @@ def test_depths_without_an_array_and_networks_in_training_are_refused(digits):
 def test_progress_ends_with_the_number_of_images(digits):
     lines = []
     attribute_arrays(network(), digits.train_images[:5], [3], batch_size=2, log=lines.append)
-    assert lines == ["attribute arrays of 5 of 5 images, 0 s"]
+    assert len(lines) >= 1 and lines[-1].startswith("attribute arrays of 5 of 5 images, ")
 
 
 def test_translation_and_smoothing_along_the_rows_against_the_definition():
@@ -181,6 +186,12 @@ def test_intervals_narrow_as_one_over_the_root_of_n():
     assert widths[0] / widths[1] == pytest.approx(5, rel=0.15) and widths[0] == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("right, n", [(0, 10), (3, 10), (10, 10), (420, 1000)])
+def test_interval_is_that_of_endless_bootstrap_resamples(right, n):
+    low, high = interpretation.interval_of_share(right, n)
+    assert (low, high) == tuple(binom.ppf((0.025, 0.975), n, right / n) / n)
+
+
 def test_odd_translations_are_marked_exact_at_the_deepest_array_only():
     rows = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
     exact = {(r.depth, r.tau) for r in rows[rows.kind == "translated"].itertuples() if r.exact}
@@ -222,10 +233,12 @@ def test_amounts_change_the_images_and_hue_no_grey_ones(digits):
             assert changed.dtype == torch.uint8 and changed.shape == images.shape and not torch.equal(changed, images)
     right = properties.changes((0, 0, 0))["shift"][0](images, 3)
     assert torch.equal(right[..., 3:], images[..., :-3]) and not right[..., :3].any()
-    shifts = properties.property_shifts(network(), digits.test_images[:4], [3, 5])
+    shifts, resampled = properties.property_shifts(network(), digits.test_images[:4], [3, 5])
     hue = shifts[shifts.property == "hue"]
     assert not hue.moved.any() and not hue.explained.any() and not hue.tau.any()
     assert (shifts[shifts.property == "brightness"].moved > 0).all() and shifts.explained.between(0, 1).all()
+    names = shifts.property.unique().tolist()
+    assert resampled.shape == (2, properties.RESAMPLES, len(names), 2) and not resampled[:, :, names.index("hue")].any()
 
 
 def test_monotonicity_is_the_rank_correlation_with_the_amount():
@@ -259,8 +272,8 @@ def test_result_is_consistent_and_survives_storage(digits, tmp_path):
         for f, i in enumerate((0, 3)):
             assert base[found["image_index"][1, t, f]] != i, "an image of the database is excluded for its own x^tau"
             moved, near = smooth(translate(arrays[5][i], t)), smooth(arrays[5][base[found["image_index"][1, t, f]]])
-            assert found["image_distance"][1, t, f] == pytest.approx((moved - near).norm().item(), rel=1e-4)
-            assert np.allclose(found["nearest_arrays_5"][t, f], arrays[5][base[found["image_index"][1, t, f]]], atol=1e-6)
+            assert found["image_distance"][1, t, f] == pytest.approx((moved - near).norm().item(), rel=1e-3)
+            assert np.allclose(found["nearest_arrays_5"][t, f], arrays[5][base[found["image_index"][1, t, f]]], rtol=1e-3, atol=1e-6)
     assert np.array_equal(found["predictions"], said[base]) and np.array_equal(found["labels"], digits.train_labels[base])
 
     assert interpretation.load_interpretation(tmp_path) is None
@@ -297,3 +310,46 @@ def test_figures_write_class_and_prediction_under_every_image(digits):
     assert [text.get_text() for text in legend.get_texts()] == [
         "even $\\tau$", "odd $\\tau$", "untranslated nearest neighbour", "rows in a non-cyclic order", "chance"]
     assert len(drawing.properties(properties.monotonicity(interpretation.table(found, "shifts")), "title").axes) == 4
+
+
+def test_runs_stand_side_by_side_with_what_they_are():
+    table = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
+    heads = [dict(run=name, network="HCNN K=8", seed=seed, accuracy="65.22", database=40, queries=500, **{"trained on": "digits"})
+             for seed, name in enumerate("abcd")]
+    fig = drawing.by_run(pd.concat([table.assign(**head) for head in heads]))
+    titled = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert len(titled) == 4 and titled[2].startswith("HCNN K=8, seed 2: 65.22%") and "n = 500" in titled[2]
+
+
+def test_colour_and_geometry_are_told_apart_where_they_differ_only():
+    depths, names = (3, 4, 5, 6), ("hue", "brightness", "shift", "blur")
+    rows = [dict(depth=j, property=name, amount=a, control=0.0, explained=0.5 if (name in properties.COLOUR) == (j < 5) else 0.1)
+            for name in names for a in (-1.0, 1.0) for j in depths]
+    noise = np.random.default_rng(0).normal(0, 0.01, (2, 200, len(names), len(depths)))
+    explained = np.array([[0.5 if (name in properties.COLOUR) == (j < 5) else 0.1 for j in depths] for name in names])
+    found = properties.colour_or_geometry(pd.DataFrame(rows), noise + np.stack([explained, 0 * explained])[:, None]).set_index("statistic")
+    assert found.value["colour - geometry, shallow"] == pytest.approx(0.4) and found.value["colour - geometry, deep"] == pytest.approx(-0.4)
+    assert found.low["colour - geometry, shallow"] > 0.38 and found.high["colour - geometry, deep"] < -0.38
+    assert found.value["translated - permuted"] == pytest.approx(0.3) and found.low["translated - permuted"] > 0.28
+    assert len(properties.colour_or_geometry(pd.DataFrame(rows).query("depth == 3"), noise[..., :1])) == 4, "one depth has no deep half"
+
+
+def test_resamples_of_the_change_hold_the_share_that_is_explained():
+    before = random(200, 4, 8)
+    after = translate(before, 1) + random(200, 4, 8, seed=1)
+    shares = properties._resampled(before, after, torch.from_numpy(bootstrap(200, 200)))
+    assert shares.quantile(0.025) < properties.best_translation(before, after)[1] < shares.quantile(0.975) and shares.std() < 0.03
+
+
+def test_the_last_cell_of_notebook_6_shows_a_picture_without_widgets(monkeypatch, capsys):
+    cells = nbformat.read(Path(__file__).parents[1] / "notebooks" / "06_interpretation.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "ipywidgets" in cell.source]
+    drawn, made = [], []
+    names = dict(drawing=SimpleNamespace(one=lambda *choice: drawn.append(choice[1:4])), plt=SimpleNamespace(show=lambda: None), found={},
+                 data=None, depths=[3, 5], asked=dict(taus=[0, 1]), shown=[7, 8])
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # as where it is not installed
+    exec(source, dict(names))
+    assert drawn == [(5, 0, 1)] and "ipywidgets is not installed" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=lambda look, **choices: made.append(choices)))
+    exec(source, dict(names))
+    assert made == [dict(image=[0, 1], depth=[3, 5], tau=[0, 1])]

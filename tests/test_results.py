@@ -108,8 +108,9 @@ def test_paper_rows_are_those_of_tables_1_and_2():
 
 def test_table_without_runs_says_not_run_and_still_counts_parameters(tmp_path):
     table = results.table("cifar10", results.load_runs(tmp_path))
-    assert set(table[["accuracy, here", "deviation", "n", "seconds", "device"]].to_numpy().ravel()) == {"not run"}
-    assert list(table["parameters, here"])[:3] == [97_650, 344_640, "not run"]
+    assert set(table[["accuracy, here", "deviation", "n", "seconds an epoch", "seconds", "device"]].to_numpy().ravel()) == {"not run"}
+    assert list(table["parameters, here"]) == [97_650, 344_640, 1_368_480, 268_336, 965_568, 174_128, 2_544_712, 174_128, 561_200, "not run"]
+    assert "HyperNetworks" in table.model.iloc[-1]
     assert list(results.table("cifar100", [])["parameters, here"])[:2] == [250_308, 887_424]
 
 
@@ -122,7 +123,7 @@ def test_table_gives_mean_standard_deviation_and_n_over_seeds(tmp_path):
     percent = [100 * accuracy for accuracy in ACCURACIES.values()]
     assert ours["accuracy, here"] == f"{statistics.mean(percent):.2f}" == "90.97"
     assert ours["deviation"] == f"{statistics.stdev(percent):.2f}" == "0.43"
-    assert (ours["n"], ours["seconds"], ours["device"]) == (3, "480", "a GPU")
+    assert (ours["n"], ours["seconds an epoch"], ours["seconds"], ours["device"]) == (3, "2.0", "480", "a GPU")
     plus = row(table, model="Hierarchical CNN (+)")
     assert (plus["accuracy, here"], plus["deviation"], plus["n"]) == ("92.50", "one seed", 1)
     assert row(table, model="FitNet")["accuracy, here"] == "not run"

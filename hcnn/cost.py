@@ -1,0 +1,36 @@
+"""The multiply-adds of a forward pass, in closed form. Nothing here needs torch."""
+
+from math import prod
+
+from .architecture import pad_before
+
+
+def multiply_adds(a):
+    """Multiplications of one image's forward pass in the convolutions of an `Architecture`, taps on the boundary left out.
+
+    h_g: x * h_q for every q, at all positions where its statistics are taken, then g, equation (8). w: one convolution with the
+    filter w, which is all that HCNN computes once h, normalisation and g are folded; None for HCNN(+), which cannot be folded.
+    Returns {"h_g": int, "w": int or None}; without factorisation the two are equal.
+    """
+    separable = folded = 0
+    for layer in a.layers:
+        attributes = prod(_reads(a, n, s, layer.attribute_stride) for n, s in zip(layer.grid, layer.support)) if layer.grid else a.in_channels
+        filters = attributes * layer.filters
+        w = filters * prod(_reads(a, n, layer.spatial_support, layer.stride) for n in layer.size)
+        folded += w
+        if layer.Q:
+            stride = layer.stride if a.statistics == "strided" else 1
+            h = prod(layer.grid) * prod(_reads(a, n, layer.spatial_support, stride) for n in layer.size)
+            separable += layer.Q * (h + filters * prod(layer.out_size))
+        else:
+            separable += w
+    return {"h_g": separable, "w": None if a.variant == "hcnn-plus" else folded}
+
+
+def _reads(a, n, support, stride):
+    """How many inputs all outputs along an axis of n read together; periodic taps that meet on one input count once."""
+    outputs = range(-(-n // stride))
+    if a.padding_mode == "periodic":
+        return len(outputs) * min(support, n)
+    before = pad_before(n, support, stride, a.padding)
+    return sum(0 <= o * stride + t - before < n for o in outputs for t in range(support))

@@ -1,0 +1,61 @@
+"""Which GPU operator computes HCNN(+): the fused one of `fused_triton` where it can, else the unfused one, and why."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+from .attribute_conv import pad_space
+
+FUSED = "fused"
+SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have: the gradient of the matrix takes the most
+LARGEST = 2**31 - 1  # addresses are 32-bit
+
+
+def path(x, h, outputs):
+    """FUSED, or "unfused: " and the reason. x (n, ..., height, width), h (Q, k, k); outputs: of all positions and filters."""
+    reason = why_not(x.device, _dtype(x), *h.shape[:2])
+    if reason is None and max(x.numel() * h.shape[1] ** 2, len(x) * outputs * x.shape[-2] * x.shape[-1]) > LARGEST:
+        reason = f"the minibatch of {len(x)} is too large"
+    return FUSED if reason is None else f"unfused: {reason}"
+
+
+def why_not(device, dtype, Q, k=3):
+    """None, or the reason why Q filters of k x k are not fused on this device in this dtype."""
+    return _device_reason(device) or _reason(dtype, Q, k)
+
+
+def mixed_elu(x, h, b, matrix, bias, reads, stride=1, padding_mode="zeros", padding="symmetric"):
+    """ELU between h and g: sum over (v, q) of matrix[o, (v, q)] ELU(x_v * h_q + b_q) + bias[o], on the GPU, where `path` is FUSED.
+
+    x (n, *grid, height, width); the rest as in `fused_triton.mixed_elu`, with the boundary rule of `spatial_conv`. In autocast
+    x is converted to its dtype. Returns (n, outputs, height', width').
+    """
+    from .fused_triton import mixed_elu as kernel  # Triton takes a second to import and is not everywhere
+
+    padded = pad_space(x.flatten(1, -3).to(_dtype(x)), h.shape[-1], stride, padding_mode, padding)
+    return kernel(padded, h, b, matrix, bias, reads, stride)
+
+
+def _dtype(x):
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+@lru_cache
+def _device_reason(device):
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < 8:
+        return f"{properties.name} has no matrix products in bfloat16"
+    if properties.shared_memory_per_block_optin < SHARED_MEMORY:
+        return f"{properties.name} has less than {SHARED_MEMORY // 1024} KiB of shared memory"
+    return None
+
+
+def _reason(dtype, Q, k):
+    if dtype != torch.bfloat16:
+        return f"bfloat16 is needed, this is {str(dtype).removeprefix('torch.')}"
+    return f"Q = {Q} and {k} x {k} filters are more than 128 and 3 x 3" if Q > 128 or k > 3 else None
