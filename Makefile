@@ -76,6 +76,9 @@ headline: $(ENVIRONMENT) ## the paper's full trainings, resumed where they stopp
 	@exec $(PY) -m hcnn headline --datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS)) \
 	--max-seconds $(MAX_SECONDS) $(if $(FURTHER),--further)
 
+speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: results/tables/speed.csv
+	@$(PY) -m hcnn speed
+
 test: pytest nbval ## every test, and every notebook with nbval
 
 pytest: $(ENVIRONMENT) ## the tests only

@@ -1,4 +1,4 @@
-"""python -m hcnn train | headline | ablations | evaluate | data | speed | verify: what the notebooks do, without Jupyter. `--help` lists options."""
+"""python -m hcnn train | headline | ablations | evaluate | data | speed | verify: the notebooks' work without Jupyter; see `--help`."""
 
 import argparse
 import json

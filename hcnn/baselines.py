@@ -6,7 +6,7 @@ A `Baseline` stands wherever an `Architecture` does: in a run's parameters, in t
 * Network in Network: Lin, Chen, Yan (2013), arXiv 1312.4400; N(0, 0.05) from the authors' Caffe model.
 * ResNet-20: He, Zhang, Ren, Sun (2015), arXiv 1512.03385, section 4.2, shortcuts without parameters (option A).
 * WRN-16-1 and its teacher WRN-40-1: Zagoruyko, Komodakis, arXiv 1605.07146 and 1612.03928 (attention transfer, "AT") and the code of the
-  latter. Table 1 of the paper quotes 91.23%, which is WRN-16-1 without a teacher there; 93.42% is the accuracy of WRN-40-1.
+  latter. As others quote them, the 91.23% of table 1 are WRN-16-1 without a teacher, and the 93.42% of section 5.2 are WRN-40-1.
 * FitNet-4: Romero et al. (2014), arXiv 1412.6550. Its authors need a teacher's hints; Mishkin and Matas (2015), arXiv 1511.06422, train it
   directly from orthonormal filters, and that is what is done here, with their dropout.
 

@@ -169,9 +169,9 @@ def progression(found):
                         columns=["statistic", "value", "low", "high"])
 
 
-def used(found):
-    """The `settings` that a result was computed with."""
-    return json.loads(str(found["settings"]))
+def used(found, what="settings"):
+    """The `settings` that a result was computed with, or `made`: code, versions, device, threads, seconds."""
+    return json.loads(str(found[what]))
 
 
 def save_interpretation(folder, found):

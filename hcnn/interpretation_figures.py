@@ -11,8 +11,8 @@ OTHER = "#b2182b"  # the colour of what does not have the class of x
 
 
 def caption(label, said, classes, own=None):
-    """Text and colour under an image: its class, what the network says where that differs, red where the class is not `own`."""
-    text = classes[label] + (f"\nsaid: {classes[said]}" if said != label else "")
+    """Text, always two lines, and colour under an image: its class, what the network says where that differs, red where it is not `own`."""
+    text = f"{classes[label]}\n" + (f"said: {classes[said]}" if said != label else "")
     return text, "black" if own is None or label == own else OTHER
 
 

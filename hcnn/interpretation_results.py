@@ -35,7 +35,7 @@ def _table(stored, make, columns):
         head = {"run": run.folder.name, "network": f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
                 "trained on": f"{run.data}, {run.train_images:,} images, {run.epochs_done} epochs", "seed": run.seed,
                 "accuracy": f"{run.accuracy:.2f}", "database": len(found["database"]), "queries": len(found["queries"])}
-        parts.append(make(run, found)[columns].round(4).assign(**head)[[*head, *columns]])
+        parts.append(make(run, found)[columns].round(5).assign(**head)[[*head, *columns]])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run", *columns])
 
 
@@ -61,6 +61,13 @@ def known_changes(stored):
 
 
 TABLES = {"same_class": same_class, "progression": progressions, "known_changes": known_changes}
+
+
+def write_tables(folder, stored):
+    """Write folder/NAME.csv for each of TABLES, from the stored runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in TABLES.items():
+        runs.write_bytes(folder / f"{name}.csv", make(stored).to_csv(index=False).encode())
 
 
 # ---- one interpretation.npz

@@ -6,7 +6,7 @@ import seaborn as sns
 from .figures import GREY, NEW
 
 MEASURES = {"accuracy": None, "multiply_adds": "h_g", "parameters": "effective"}  # solid line: dotted line beside it
-LABELS = {"accuracy": "accuracy (%)", "multiply_adds": "multiply-adds an image", "parameters": "parameters"}
+LABELS = {"accuracy": "accuracy (%)", "multiply_adds": "multiply-adds an image (dotted: h, then g)", "parameters": "parameters (dotted: effective)"}
 
 
 def sizes(runs, title):
@@ -25,7 +25,7 @@ def sizes(runs, title):
             sns.lineplot(runs, y=measure, errorbar="sd", ax=ax, marker="o", **options)
             ax.set(ylabel=LABELS[measure], xticks=sorted(runs[x].unique()), yscale="log" if beside else "linear")
             ax.grid(alpha=0.3)
-            ax.legend(title=hue, fontsize=8)
+            ax.legend(title=hue, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False).set_visible(ax is line[-1])
     axes[0, 0].set_title("against Q, the number of separable filters", loc="left", fontsize=10)
     axes[1, 0].set_title("against K, the values of an attribute", loc="left", fontsize=10)
     fig.suptitle(title, fontsize=10)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from .architecture import VARIANTS
 from .cost import multiply_adds
-from .results import NOT_RUN, PAPER, TITLES, departures, usable
+from .results import NOT_RUN, PAPER, departures, usable
 
 # Section 4.2: the "relative increase" of the accuracy in percent, by (Q before, Q after). Relative to what, on which data and for
 # which of the two networks is not said.
@@ -88,15 +88,15 @@ def spread(values, name="accuracy", sign=""):
 
 
 def gain_of_Q(runs):
-    """The paper's claim on Q, read in each of its possible ways, beside runs that differ from the paper's in Q alone.
+    """The paper's claim on Q, read in each of its possible ways, beside runs on CIFAR-10 that differ from the paper's in Q alone.
 
     accuracy implied: before the step, if the paper's accuracy at Q = 32 and its gains are so read. here: mean over the seeds that
     were trained with both Q of the gain of each.
     """
     rows = []
-    for dataset, systems in PAPER.items():
-        _, _, _, accuracy = systems[0]
-        ours = {(run.Q, run.seed): run.accuracy for run in usable(runs) if (run.dataset, run.variant) == (dataset, "hcnn")
+    for variant, system in VARIANTS.items():
+        (accuracy,) = [row[3] for row in PAPER["cifar10"] if row[1] == variant]
+        ours = {(run.Q, run.seed): run.accuracy for run in usable(runs) if (run.dataset, run.variant) == ("cifar10", variant)
                 and all(reason.startswith("Q ") for reason in departures(run))}
         for words, (gain, before) in READINGS.items():
             implied, steps = accuracy, []
@@ -104,7 +104,7 @@ def gain_of_Q(runs):
                 implied = before(claimed, implied)
                 pairs = [(ours[low, seed], ours[high, seed]) for q, seed in sorted(ours) if q == low and (high, seed) in ours]
                 steps.append({
-                    "data": TITLES[dataset], "Q": f"{low} to {high}", "read as": words, "paper": f"{claimed}", "accuracy implied": f"{implied:.2f}",
+                    "system": system, "Q": f"{low} to {high}", "read as": words, "paper": f"{claimed}", "accuracy implied": f"{implied:.2f}",
                     **spread((gain(*pair) for pair in pairs), "here", "+")})
             rows += reversed(steps)
     return pd.DataFrame(rows)

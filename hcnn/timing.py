@@ -95,7 +95,8 @@ def measure(case, ready=lambda: None):
 
 def _right_steps(case):
     """{(path, precision): step} of the paths that compute what they should, and a line about each of the others."""
-    small = replace(case, Q=min(case.Q, 9), size=min(case.size, 8), batch=2, processes=1, threads=1)
+    K, size = (case.K, 4) if case.what == "layer" else (min(case.K, 8), 8)
+    small = replace(case, K=K, Q=min(case.Q, 9), size=size, batch=2, processes=1, threads=1)
     steps, lines = {}, []
     for path, precision in available(case):
         if path == "graph":

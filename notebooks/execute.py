@@ -1,7 +1,7 @@
 """Execute the notebooks with other parameters, or all of them in turn, through papermill.
 
     python notebooks/execute.py 03_train_cifar10 --profile small -p variant hcnn -p K 8
-    python notebooks/execute.py 03 --profile small --sweep K=8,16 Q=9,16,32
+    python notebooks/execute.py --profile small --workers 2 --sweep K=8,16 Q=9,16,32 seed=0,1 variant=hcnn,hcnn-plus
     python notebooks/execute.py --all --profile small
     python notebooks/execute.py --refresh 01_architecture
 
@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
@@ -33,15 +34,18 @@ import papermill
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from hcnn.architecture import Architecture
 from hcnn.data import DATASETS, available, load_dataset
+from hcnn.parallel import report, run_all
 from hcnn.recipe import Recipe
-from hcnn.runs import RESULTS
+from hcnn.runs import RESULTS, write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 CHECKED = "# NBVAL_CHECK_OUTPUT"
+PATIENT = Config(KernelManager={"shutdown_wait_time": 120})  # seconds for an interrupted training to write its checkpoint
 QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a notebook
 
 # What each profile changes in the training notebooks: the same code at other sizes.
@@ -54,14 +58,17 @@ PROFILES = {
     "small": {  # two minutes a training on two CPU cores
         "03_train_cifar10": SMALL, "04_train_cifar100": SMALL,
         "06_interpretation": dict(database=5000, queries=1000, altered=50, out="results"),
+        "07_speed": dict(measure="layers"),
     },
     "paper": {
         "03_train_cifar10": PAPER, "04_train_cifar100": PAPER,
         "06_interpretation": dict(database=None, queries=None, altered=500, out="results"),
+        "07_speed": dict(measure="all", compare_epochs=10),
     },
 }
 DIGITS = {"small": dict(epochs=10, train_size=None, lr=0.05)}  # changed further where digits are trained on: they are 1,500
 TRAINED_ON = {"03_train_cifar10": "cifar10", "04_train_cifar100": "cifar100"}
+NO_CHANGE = ("variant", "dataset", "out", "max_seconds")  # named otherwise in an executed copy, or no part of what is trained
 NETWORK = {"variant": "variant", "preset": "preset", "K": "K", "Q": "Q", "J": "J", "boundary": "padding_mode"}  # parameter: field
 
 
@@ -148,7 +155,7 @@ def planned(path, profile, given):
     on_digits = path.stem in TRAINED_ON and (dataset == "digits" or digits_stand_in(dataset))
     usual = usual | (DIGITS.get(profile, {}) if on_digits else {})
     before = {name: default for name, (default, _) in defaults(path).items()} | usual
-    changed = {key: value for key, value in sorted(given.items()) if key not in ("variant", "dataset", "out") and value != before[key]}
+    changed = {key: value for key, value in sorted(given.items()) if key not in NO_CHANGE and value != before[key]}
     tag = "".join(f"-{key}{re.sub('[^A-Za-z0-9.+-]+', '_', str(value))}" for key, value in changed.items())
     if len(tag) > 60:
         tag = "-" + hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]
@@ -171,22 +178,44 @@ def everything(profile, datasets):
     return plan
 
 
-def swept(path, profile, given, grid):
-    """Every combination of the values in `K=8,16 Q=9,32`."""
+def swept(names, profile, given, grid):
+    """Every combination of the values in `K=8,16 Q=9,32`: {what tells the cell from the others: its execution}.
+
+    The notebook is named, or the one that trains on the cell's data set. No cell has the profile's limit of time.
+    """
     axes = []
     for item in grid:
         name, _, values = item.partition("=")
         if not values:
             raise ValueError(f"sweep must be given as NAME=VALUE,VALUE (K=8,16), got {item!r}")
         axes.append([(name, parse(value)) for value in values.split(",")])
-    return [planned(path, profile, given | dict(cell)) for cell in itertools.product(*axes)]
+    several = [axis[0][0] for axis in axes if len(axis) > 1]
+    cells = {}
+    for cell in map(dict, itertools.product(*axes)):
+        usual = "04" if (given | cell).get("dataset") == "cifar100" else "03"
+        for path in map(find, names or [usual]):
+            unlimited = {"max_seconds": None} if "max_seconds" in PROFILES[profile].get(path.stem, {}) else {}
+            parts = ([path.stem] if len(names) > 1 else []) + [f"{name}={cell[name]}" for name in several]
+            cells[" ".join(parts) or path.stem] = planned(path, profile, unlimited | given | cell)
+    return cells
 
 
-def write_whole(notebook, path):
-    """Write under a temporary name beside `path`, then move, so that `path` is never half written."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def sweep(cells, profile, workers):
+    """Execute the cells side by side, a process each; the exit status, 0 where all are complete."""
+    def command(path, parameters, _):
+        given = {key: value for key, value in parameters.items() if PROFILES[profile].get(path.stem, {}).get(key, ...) != value}
+        typed = [text for key, value in given.items() for text in ("-p", key, str(value))]
+        return [sys.executable, str(NOTEBOOKS / "execute.py"), path.stem, "--profile", profile, *typed]
+
+    print(f"{len(cells)} cells: {'; '.join(cells)}", flush=True)
+    status = report(run_all({name: command(*cell) for name, cell in cells.items()}, workers, say), say)
+    say("`make figures` puts their runs into the tables")
+    return status
+
+
+def say(line):
+    """Print a line at once."""
+    print(line, flush=True)
 
 
 def without_traces(notebook):
@@ -209,6 +238,8 @@ def without_traces(notebook):
 
 def execute(path, parameters, name):
     """Run one notebook; its copy in results/notebooks/ appears only where every cell has succeeded. RuntimeError."""
+    output = RESULTS / "notebooks" / f"{name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)  # before hours of work
     working = Path(tempfile.mkdtemp(prefix="hcnn-")) / f"{name}.ipynb"
     shown = " ".join([path.stem, *(f"{key}={value}" for key, value in parameters.items())])
     print(f"{shown} ...", flush=True)
@@ -217,13 +248,12 @@ def execute(path, parameters, name):
         notebook = papermill.execute_notebook(
             path, working, parameters, kernel_name="python3", cwd=NOTEBOOKS, progress_bar=False, extra_arguments=QUIET,
             stdout_file=sys.stdout if path.stem in TRAINED_ON else None,  # a line an epoch
+            config=PATIENT,
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
         raise RuntimeError(f"{shown} failed: {reason}\n  the failed copy is {working}") from error
-    output = RESULTS / "notebooks" / f"{name}.ipynb"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(without_traces(notebook), output)
+    write_bytes(output, (nbformat.writes(without_traces(notebook)) + "\n").encode())
     shutil.rmtree(working.parent)
     print(f"{shown}: {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -258,7 +288,7 @@ def refresh(path):
         raise RuntimeError(f"{path.stem} failed and was left as it is:\n{error}") from error
     if path.read_text(encoding="utf-8") != before:
         raise RuntimeError(f"{path.stem} was changed while it ran and was left as it is; run --refresh again")
-    write_whole(strip(notebook), path)
+    write_bytes(path, (nbformat.writes(strip(notebook)) + "\n").encode())
     checked = sum(cell.source.lstrip().startswith(CHECKED) for cell in notebook.cells)
     print(f"{path.stem}: {checked} checked cells, {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -280,10 +310,9 @@ def plan(options):
     if options.all:
         return everything(options.profile, options.dataset.split(","))
     given = {name: parse(value) for name, value in options.parameter}
-    paths = [find(name) for name in options.names]
     if options.sweep:
-        return [cell for path in paths or [find("03")] for cell in swept(path, options.profile, given, options.sweep)]
-    return [planned(path, options.profile, given) for path in paths]
+        return swept(options.names, options.profile, given, options.sweep)
+    return [planned(find(name), options.profile, given) for name in options.names]
 
 
 def main(arguments=None):
@@ -295,39 +324,39 @@ def main(arguments=None):
                         help="one parameter, a scalar or a list such as '[1, 2]'")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--all", action="store_true", help="every notebook in turn, both variants of each training")
-    action.add_argument("--sweep", nargs="+", metavar="NAME=VALUES", help="a grid of executions (of 03 unless named)")
+    action.add_argument("--sweep", nargs="+", metavar="NAME=VALUES", help="a grid of executions side by side")
     action.add_argument("--refresh", action="store_true", help="renew the outputs of the checked cells in notebooks/")
     parser.add_argument("--dataset", default="cifar10,cifar100", help="with --all: data sets, or digits")
+    parser.add_argument("--workers", type=int, help="cells of a sweep at a time (default: one a GPU, or one a core)")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    failed = []
+    for name in ("HCNN_RESULTS", "HCNN_DATA"):
+        if folder := os.environ.get(name):
+            os.environ[name] = str(Path(folder).expanduser().absolute())  # the kernels start in notebooks/
     try:
         if options.refresh:
             for name in options.names or [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]:
                 refresh(find(name))
             return 0
         steps = plan(options)
+        if options.sweep:
+            return sweep(steps, options.profile, options.workers)
         for step in steps:
-            try:
-                execute(*step)
-            except RuntimeError as error:
-                if not options.sweep:
-                    raise
-                failed.append(step)
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            execute(*step)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if options.sweep:
-        print(f"{len(steps) - len(failed)} of {len(steps)} executions succeeded; `make figures` puts their runs into the tables")
+    except KeyboardInterrupt:  # papermill has ended the kernel, and a training in it has left its checkpoint
+        return 130
     if options.all:
         summary()
-    return 1 if failed else 0
+    return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: an end after which the kernel is not left alone
     sys.exit(main())

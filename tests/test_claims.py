@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 
@@ -122,6 +123,21 @@ def test_every_large_number_in_ledger_and_errata_is_computed_by_the_code():
             text = " ".join(row.values())
             found = {int(n.replace(",", "")) for n in re.findall(r"\b\d{1,3}(?:,\d{3})+\b", text)}
             assert found <= known, (row, found - known)
+
+
+def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_tables():
+    tables = [pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv") for name in ("same_class", "progression", "known_changes")]
+    same, progression, known = (table[table.run == "cifar10-hcnn-zeros-s0-cb7f454d"] for table in tables)
+    means = same[same.kind == "translated"].groupby("depth")[["probability", "if_close"]].mean()
+    shares = {f"{value:.3f}" for value in [*same.probability, *means.to_numpy().ravel()]}
+    explained = [*progression[progression.about == "known changes"].value, known.explained.max(), known.explained.mean()]
+    percent = {f"{100 * value:.{digits}f}%" for value in explained for digits in (1, 2)} | {f"{same.accuracy.iloc[0]}%", "95%"}
+    rows = [row for row in CLAIM_ROWS.values() if row["checked_in"].startswith("06_interpretation") and row["evidence"]]
+    assert len(rows) >= 8
+    for row in rows:
+        found = set(re.findall(r"\d[\d.]*\d%|\d%", row["evidence"])), set(re.findall(r"\b0\.\d{3}\b", row["evidence"]))
+        assert found[0] <= percent and found[1] <= shares, row["id"]
+        assert not found[1] or "one network only" in row["evidence"], row["id"]
 
 
 @pytest.mark.parametrize("ratio, other, count", [("5.2", 1.3e6, "cifar100"), ("13.3", 1.3e6, "cifar10")])

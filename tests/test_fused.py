@@ -42,10 +42,10 @@ def unfused(x, h, b, matrix, bias, stride):
 def oracle_and_bounds(leaves, stride, direction, u):
     """[(value, bound of its error)] of the output and of every gradient, in float64, bounds for the unit roundoff u.
 
-    Rounding x, h, b, the tile of z, the matrix and the gradient to u, and adding in float32 or better, changes a sum by at most
-    the sum of the products of absolute values, times u for each rounding that a term went through: 2 in z (h or x, and itself),
-    1 of the other factor, 1 of the result, so 6 with what ELU and its derivative (Lipschitz constant 1) pass on: (6 + c) u, c u
-    for sums in float32 of up to 2^12 terms where u is float32's own. Every bound is that sum, computed with absolute values.
+    Each element is a sum of products. Every bound is that sum with absolute values, times u for each rounding that a term may go
+    through: of h, z (ELU and its derivative have Lipschitz constant 1), the matrix, the gradient of z, the taps and the result, at most
+    8 in a row. The sums themselves are added in float32: where that is u as well they add u for each of up to 2^12 terms, of which
+    the square root, 64, stands here because their signs are as good as random.
     """
     wide = [t.detach().double().requires_grad_() for t in leaves]
     out = unfused(*wide, stride)
@@ -64,7 +64,7 @@ def oracle_and_bounds(leaves, stride, direction, u):
     h_bound = torch.einsum("nql,ntl->qt", before.flatten(2), patches).view_as(h)
     m_bound = torch.einsum("nol,nrl->or", direction.abs().flatten(2), s.flatten(2))
     bounds = out_bound, x_bound, h_bound, before.sum((0, 2, 3)), m_bound, direction.abs().sum((0, 2, 3))
-    terms = 64 if u < 2**-12 else 8  # roundings: of the factors and of the sums, or of the factors alone
+    terms = 64 if u < 2**-12 else 8
     return [(value, terms * u * bound) for value, bound in zip((out, *grads), bounds)]
 
 
@@ -141,6 +141,20 @@ def test_what_is_not_fused_says_why(monkeypatch, dtype, Q, k, reason):
     assert said is None if reason is None else said.startswith(reason)
 
 
+@pytest.mark.gpu
+def test_fused_step_needs_less_memory_than_one_copy_of_z():
+    """K = 16, Q = 32, batch 50, 32 x 32: z in bfloat16 would be 419 MB, and the unfused path keeps it with its gradient."""
+    layer = AttributeConv((8, 16), 16, Q=32, elu=True).cuda()
+    x = torch.randn(50, 8, 16, 32, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = layer(x)
+        out.sum().backward()
+    assert layer.choose_path(x) == "fused" and torch.cuda.max_memory_allocated() - before < x.numel() * 32 * 2
+
+
 COMPILE = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -148,7 +162,8 @@ from triton.compiler import ASTSource
 from hcnn import fused_triton as ft
 
 sizes = dict(ACC=tl.float32, K=3, T=16, RAGGED=False, width=32, stride=1)
-for kernel, own in ((ft._forward, dict(tiles=8, VN=2, N=64, BP=128, BO=256)), (ft._backward_maps, dict(tiles=8, VN=4, N=128, BP=128, BK=64)),
+for kernel, own in ((ft._forward, dict(tiles=8, VN=2, N=64, BP=128, BO=256)),
+                    (ft._backward_maps, dict(tiles=8, VN=4, N=128, BP=128, BK=64)),
                     (ft._backward_matrix, dict(tiles=16, VN=4, N=128, BP=64, BO=256))):
     known, floats, lists = sizes | own, ("bias", "sums"), ("blocks", "chunks", "pairs")
     arrays = ("x", "hh", "m", "out", "g", "taps")

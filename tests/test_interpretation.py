@@ -302,7 +302,7 @@ def test_figures_write_class_and_prediction_under_every_image(digits):
     fig = drawing.with_arrays(found, 5, [0, 1], digits, "title")
     assert len(fig.axes) == 2 * 2 * 4  # two images, each a row of images above a row of arrays, columns x, 1, 2, 3
     label, said = found["image_labels"][0], found["image_predictions"][0]
-    assert fig.axes[0].get_xlabel() == str(label) + (f"\nsaid: {said}" if said != label else "")
+    assert fig.axes[0].get_xlabel() == f"{label}\n" + (f"said: {said}" if said != label else "")
     fig = drawing.by_depth(found, [0, 1, 2], digits, "title")
     assert len(fig.axes) == 3 * 4 and [fig.axes[4 * d].get_ylabel() for d in range(3)] == ["j = 3", "j = 4", "j = 5"]
     assert len(drawing.one(found, 4, 2, 3, digits).axes) == 5

@@ -27,6 +27,7 @@ def fabricate(root, accuracy=0.3, variant="hcnn", preset="paper", seed=0, split=
     runs.write_metrics(folder, [dict(dict.fromkeys(runs.COLUMNS, 0.5), epoch=i + 1, test_accuracy=accuracy) for i in range(done)])
     runs.write_run(folder, dict(
         name=folder.name, parameters=parameters, epochs=recipe.epochs, epochs_done=done, test_accuracy=accuracy if done else None,
+        test_loss=0.5 if done else None, classes=[], mean=[], std=[], data_checksum="", weights_sha256="" if done else None,
         train_images=train_size or train, test_images=test, counts=architecture.count(), seconds=seconds * done, device=device,
         threads=threads, dtype="bfloat16", images_per_second=100.0 if done else None))
 
@@ -158,7 +159,7 @@ def test_readings_of_the_gain_are_consistent_with_what_they_imply():
 def test_gain_of_Q_without_runs_says_not_run_and_what_each_reading_implies():
     table = sweeps.gain_of_Q([])
     assert set(table.here) == set(table.deviation) == {"not run"} and set(table.n) == {0}
-    shown = table[table.data == "CIFAR-10"]
+    shown = table[table.system == "HCNN"]
     assert [(row.Q, row["read as"], row.paper, row["accuracy implied"]) for _, row in shown.iterrows()] == [
         ("9 to 16", "points", "4.2", "85.93"), ("16 to 32", "points", "1.1", "90.13"),
         ("9 to 16", "% of the accuracy", "4.2", "86.60"), ("16 to 32", "% of the accuracy", "1.1", "90.24"),
@@ -169,11 +170,14 @@ def test_gain_of_Q_takes_runs_that_differ_from_the_papers_in_Q_alone_seed_by_see
     for seed, accuracies in enumerate(({9: 0.86, 16: 0.90, 32: 0.91}, {9: 0.87, 16: 0.90}, {32: 0.92})):
         for Q, accuracy in accuracies.items():
             fabricate(tmp_path, accuracy, Q=Q, seed=seed, split="test", train_size=None, recipe={})
-    fabricate(tmp_path, 0.5, Q=9, seed=2, split="test", train_size=None, recipe={}, K=8)
+    for Q in (9, 16):
+        fabricate(tmp_path, 0.5, Q=Q, seed=2, split="test", train_size=None, recipe={}, K=8)
+    fabricate(tmp_path, 0.5, Q=16, seed=0, split="test", train_size=None, recipe={}, padding_mode="periodic")
     fabricate(tmp_path, 0.5, Q=16, seed=2, split="test", train_size=None, recipe=dict(lr=0.1))
     fabricate(tmp_path, 0.5, Q=16, seed=3, split="test", train_size=None, recipe={}, epochs_done=239)
     table = sweeps.gain_of_Q(stored(tmp_path))
-    table = table[table.data == "CIFAR-10"]
+    assert set(table[table.system == "HCNN(+)"].here) == {"not run"}
+    table = table[table.system == "HCNN"]
     points, error = (one(table, Q="9 to 16", **{"read as": reading}) for reading in ("points", "% of the error"))
     assert (points["here"], points["deviation"], points["n"]) == ("+3.50", f"{statistics.stdev([4, 3]):.2f}", 2)
     assert error["here"] == f"{statistics.mean([100 * 4 / 14, 100 * 3 / 13]):+.2f}"
@@ -214,10 +218,34 @@ def test_ablation_does_not_pair_what_differs_in_another_thing_as_well(tmp_path, 
     assert table[table.field == "reduction"].n.sum() == 0
 
 
+def test_ablation_leaves_out_changes_of_two_fields_beside_changes_of_one_and_runs_on_test_images(tmp_path):
+    for change in ({}, dict(last_elu=False), dict(output_norm=True), dict(recipe=SHORT | dict(shift=4))):
+        fabricate(tmp_path, K=4, Q=9, **change)
+    fabricate(tmp_path, K=4, Q=9, reduction="sum", padding_mode="periodic")
+    for change in ({}, dict(reduction="sum")):
+        fabricate(tmp_path, K=4, Q=9, split="test", **change)
+    table = departures(tmp_path)
+    assert set(table[table.n > 0].field) == {"last_elu", "output_norm", "shift"} and len(set(table.base)) == 1
+    assert set(table["tested on"]) == {"5,000 held-out training images"}
+
+
+def test_runs_in_the_tables_of_sizes_and_choices_are_not_listed_again_but_all_others_are(tmp_path):
+    shown = [dict(), dict(Q=2), dict(reduction="sum"), dict(reduction="sum", seed=1, epochs_done=1)]
+    others = [dict(reduction="sum", last_elu=False, padding="same"), dict(split="test"), dict(split="test", Q=2), dict(K=8, recipe=SHORT | dict(epochs=3))]
+    for change in shown + others:
+        fabricate(tmp_path, **(dict(K=4, Q=9) | change))
+    loaded = stored(tmp_path)
+    left = ablations.in_no_table(loaded)
+    assert len(left) == len(others) and {run.split for run in loaded if run not in left} == {"validation"}
+    assert len(results.other_runs(left)) == len(others)
+
+
 def test_ablation_says_of_what_could_not_be_trained_where_it_stopped_and_of_the_rest_not_run(tmp_path):
     fabricate(tmp_path, K=4, Q=9)
     fabricate(tmp_path, K=4, Q=9, reduction="sum", epochs_done=0)
+    fabricate(tmp_path, K=4, Q=9, last_elu=False, epochs_done=1)
     table = departures(tmp_path)
+    assert one(table, field="last_elu")["accuracy, changed"] == "stopped after 1 of 2 epochs" and one(table, field="last_elu")["n"] == 0
     row = one(table, field="reduction")
     assert row["accuracy, changed"] == "stopped after 0 of 2 epochs" and (row["difference (points)"], row["n"]) == ("not run", 0)
     assert set(table[table.field != "reduction"]["difference (points)"]) == {"not run"}
