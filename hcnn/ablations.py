@@ -83,8 +83,9 @@ def table(runs):
 
 def in_no_table(runs):
     """The runs whose place is `results.other_runs`: all but those on held-out images that `table` or `sweeps.table` compares."""
-    compared = {run.folder.name for settings, base in _groups(runs) for key, found in settings.items() if _distance(base, key) < 2 for run in found}
-    compared |= set(sized_runs(runs).run)
+    compared = set(sized_runs(runs).run)
+    for settings, base in _groups(runs):
+        compared |= {run.folder.name for key, found in settings.items() if _distance(base, key) < 2 for run in found}
     return [run for run in runs if run.problem or run.split == "test" or run.folder.name not in compared]
 
 
@@ -128,7 +129,8 @@ def _rows(settings, base):
             yield {
                 "data": here.data if here else data_title("cifar10"), "base": here.label if here else Architecture.preset().name,
                 "training images": f"{here.train_images:,}" if here else NOT_RUN, "epochs": here.epochs if here else NOT_RUN,
-                "open in the paper": words, "field": field, "base has": _plain(json.loads(usual[place])), "changed to": _plain(json.loads(value)),
+                "open in the paper": words, "field": field, "base has": _plain(json.loads(usual[place])),
+                "changed to": _plain(json.loads(value)),
                 "accuracy, base": means[0], "accuracy, changed": means[1],
                 **spread((reached[1][seed] - reached[0][seed] for seed in seeds), "difference (points)", "+"),
                 "tested on": here.tested_on if here else NOT_RUN}
@@ -139,4 +141,6 @@ def _distance(key, other):
 
 
 def _plain(value):
-    return f"{value:g}" if isinstance(value, float) else "(" + ", ".join(map(str, value)) + ")" if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(str, value))})"
+    return f"{value:g}" if isinstance(value, float) else str(value)

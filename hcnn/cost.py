@@ -14,8 +14,8 @@ def multiply_adds(a):
     """
     separable = folded = 0
     for layer in a.layers:
-        attributes = prod(_reads(a, n, s, layer.attribute_stride) for n, s in zip(layer.grid, layer.support)) if layer.grid else a.in_channels
-        filters = attributes * layer.filters
+        taps = [_reads(a, n, s, layer.attribute_stride) for n, s in zip(layer.grid, layer.support)] or [a.in_channels]
+        filters = layer.filters * prod(taps)
         w = filters * prod(_reads(a, n, layer.spatial_support, layer.stride) for n in layer.size)
         folded += w
         if layer.Q:

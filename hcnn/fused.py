@@ -4,11 +4,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 
-from .attribute_conv import pad_space
+from .attribute_conv import mixing_matrix, pad_space, tap_reads, tap_table
 
 FUSED = "fused"
 SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have: the gradient of the matrix takes the most
+TRIAL_ERROR = 0.02  # relative, in the Euclidean norm: five roundings to bfloat16
 LARGEST = 2**31 - 1  # addresses are 32-bit
 
 
@@ -52,7 +54,39 @@ def _device_reason(device):
         return f"{properties.name} has no matrix products in bfloat16"
     if properties.shared_memory_per_block_optin < SHARED_MEMORY:
         return f"{properties.name} has less than {SHARED_MEMORY // 1024} KiB of shared memory"
-    return None
+    with torch.autocast(device.type, enabled=False):
+        return trial(device)
+
+
+@torch.enable_grad()
+def trial(device, dtype=torch.bfloat16):
+    """None, or what is wrong when this device computes a layer and its gradients: they are compared with the unfused ones.
+
+    Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training relies on it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    grid, support, Q, filters = (4, 8), (7, 11), 32, 16
+    rule = (grid, support, 2, "zeros")
+    reads, table = tap_reads(*rule).to(device), tap_table(*rule).to(device)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(device)
+
+    h, b, bias, x, direction = normal(Q, 3, 3) / 3, normal(Q), normal(len(reads) * filters), normal(2, *grid, 9, 9), normal(2, 8 * filters, 5, 5)
+    matrix = mixing_matrix(normal(filters, Q, *support) / (Q * 77) ** 0.5, table, reads)
+    leaves = [t.requires_grad_() for t in (x, h, b, matrix, bias)]
+    try:
+        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, stride=2)
+        found = [found, *torch.autograd.grad(found, leaves, direction.to(found.dtype))]
+    except Exception as error:  # whatever the compiler or the driver says: training goes on unfused
+        return f"its kernels fail here ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'})"
+    z = F.elu(F.conv2d(x.flatten(0, 2)[:, None], h[:, None], b, stride=2, padding=1))
+    expected = F.conv2d(z.view(len(x), -1, 5, 5), matrix[:, :, None, None], bias)
+    expected = [expected, *torch.autograd.grad(expected, leaves, direction)]
+    live = matrix.detach() != 0
+    found[4], expected[4] = found[4] * live, expected[4] * live
+    worst = max(float((a.float() - e).norm() / e.norm()) for a, e in zip(found, expected))
+    return None if worst < TRIAL_ERROR else f"its kernels are wrong here (relative error {worst:.2g})"
 
 
 def _reason(dtype, Q, k):

@@ -5,6 +5,8 @@ import threading
 import time
 from contextlib import contextmanager
 
+REPEAT_SECONDS = 1
+
 
 class Stopped(Exception):
     """Raised inside an evaluation when the run is to stop."""
@@ -35,11 +37,11 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(deadline=None):
-    """A Stop that the first SIGTERM or SIGINT sets; a second signal acts as it did before.
+    """A Stop that the first SIGTERM or SIGINT sets; another one more than a second later acts as it did before.
 
-    deadline: of time.monotonic(). Signals reach the main thread only: elsewhere the deadline alone counts.
+    One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. deadline: of time.monotonic(). Signals reach the main thread only: elsewhere the deadline alone counts.
     """
-    stop, kept = Stop(deadline), {}
+    stop, kept, first = Stop(deadline), {}, []
 
     def restore():
         while kept:
@@ -47,7 +49,10 @@ def stop_on_signals(deadline=None):
 
     def handle(number, frame):
         stop.signal = signal.Signals(number).name
-        restore()
+        first.append(time.monotonic())
+        if first[-1] > first[0] + REPEAT_SECONDS:
+            restore()
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,8 @@ GAINS = {(9, 16): 4.2, (16, 32): 1.1}
 READINGS = {  # of a gain, with the accuracy before that a gain and the accuracy after imply; all in percent
     "points": (lambda before, after: after - before, lambda gain, after: after - gain),
     "% of the accuracy": (lambda before, after: 100 * (after / before - 1), lambda gain, after: after / (1 + gain / 100)),
-    "% of the error": (lambda before, after: 100 * (after - before) / (100 - before), lambda gain, after: 100 - (100 - after) / (1 - gain / 100)),
+    "% of the error": (lambda before, after: 100 * (after - before) / (100 - before),
+                       lambda gain, after: 100 - (100 - after) / (1 - gain / 100)),
 }
 SETTING = ["data", "system", "setting"]  # the columns that runs must share to be compared
 
@@ -31,21 +32,21 @@ def setting(run):
 def sized_runs(runs):
     """A long table, one row a complete run whose setting was trained in at least two sizes.
 
-    run (name of its folder), data, system, setting, K, Q, seed, accuracy (percent), parameters (the paper's count), effective, trained, multiply_adds (of an
-    image, forward; HCNN folded into w, HCNN(+) h then g), h_g (the same with h then g in both), seconds_an_epoch (evaluation
-    included), images_per_second (of training), computed_on.
+    run (name of its folder), data, system, setting, K, Q, seed, accuracy (percent), parameters (the paper's count), effective,
+    trained, multiply_adds (of an image, forward; HCNN folded into w, HCNN(+) h then g), h_g (the same with h then g in both),
+    seconds_an_epoch (evaluation included), images_per_second (of training), computed_on.
     """
     rows = []
     for run in usable(runs):
         if run.variant in VARIANTS and run.complete:
             counts, cost = run.architecture.count(), multiply_adds(run.architecture)
             rows.append(dict(
-                run=run.folder.name, data=run.data, system=run.system, setting=setting(run), K=run.K, Q=run.Q, seed=run.seed, accuracy=run.accuracy,
-                parameters=counts["filters"], effective=counts["effective"], trained=counts["trained"],
+                run=run.folder.name, data=run.data, system=run.system, setting=setting(run), K=run.K, Q=run.Q, seed=run.seed,
+                accuracy=run.accuracy, parameters=counts["filters"], effective=counts["effective"], trained=counts["trained"],
                 multiply_adds=cost["w"] or cost["h_g"], h_g=cost["h_g"], seconds_an_epoch=run.seconds / run.epochs,
                 images_per_second=run.images_per_second, computed_on=computed_on(run)))
-    columns = ("run data system setting K Q seed accuracy parameters effective trained multiply_adds h_g seconds_an_epoch images_per_second "
-               "computed_on").split()
+    columns = ("run data system setting K Q seed accuracy parameters effective trained multiply_adds h_g seconds_an_epoch "
+               "images_per_second computed_on").split()
     table = pd.DataFrame(rows, columns=columns)
     size = table.K.astype(str) + " " + table.Q.astype(str)
     return table[size.groupby([table[name] for name in SETTING]).transform("nunique") > 1].reset_index(drop=True)
@@ -104,7 +105,7 @@ def gain_of_Q(runs):
                 implied = before(claimed, implied)
                 pairs = [(ours[low, seed], ours[high, seed]) for q, seed in sorted(ours) if q == low and (high, seed) in ours]
                 steps.append({
-                    "system": system, "Q": f"{low} to {high}", "read as": words, "paper": f"{claimed}", "accuracy implied": f"{implied:.2f}",
-                    **spread((gain(*pair) for pair in pairs), "here", "+")})
+                    "system": system, "Q": f"{low} to {high}", "read as": words, "paper": f"{claimed}",
+                    "accuracy implied": f"{implied:.2f}", **spread((gain(*pair) for pair in pairs), "here", "+")})
             rows += reversed(steps)
     return pd.DataFrame(rows)

@@ -89,6 +89,17 @@ def test_fused_operator_equals_the_unfused_one(case, mode, stride, dtype):
         assert excess.max() <= 0, name
 
 
+def test_b_is_not_rounded_to_the_precision_of_x():
+    """Where x * h and b nearly cancel: 1 + 2^-13 - 1, which 16-bit numbers of about 1 cannot tell from 0."""
+    (x, h, b, matrix, bias), reads, stride = problem((2, 4), (3, 5), 2, 4, dtype=DTYPES[-1])
+    with torch.no_grad():
+        x.fill_(1), h.zero_(), b.fill_(1 + 2.0**-13), bias.zero_()
+        h[:, 1, 1] = -1
+        out = fused_triton.mixed_elu(x, h, b, matrix, bias, reads, stride).double()
+    right = (matrix.double().sum(1) * 2.0**-13).view(1, -1, 1, 1)
+    assert (out - right).abs().max() <= 4 * ROUNDOFF[DTYPES[-1]] * 2.0**-13 * matrix.abs().sum(1).max()
+
+
 def test_fused_gradients_are_the_same_bits_every_time():
     leaves, reads, stride = problem((2, 4), (3, 5), 3, 4, dtype=DTYPES[-1])
     first, again = ([*torch.autograd.grad(fused_triton.mixed_elu(*leaves, reads, stride).square().sum(), leaves)] for _ in range(2))
@@ -139,6 +150,21 @@ def test_what_is_not_fused_says_why(monkeypatch, dtype, Q, k, reason):
     monkeypatch.setattr(fused, "_device_reason", lambda device: None)
     said = fused.why_not(torch.device("cuda"), dtype, Q, k)
     assert said is None if reason is None else said.startswith(reason)
+
+
+def test_a_device_whose_kernels_fail_or_err_is_not_trusted(monkeypatch):
+    device, right = torch.device(DEVICE), fused_triton.mixed_elu
+    assert fused.trial(device, DTYPES[0]) is None
+
+    def scaled(x, h, b, matrix, *rest):
+        return right(x, h * 1.1, b, matrix, *rest)
+
+    def broken(*arguments):
+        raise RuntimeError("no such instruction")
+
+    for kernel, said in ((scaled, "wrong here (relative error"), (broken, "fail here (RuntimeError: no such instruction)")):
+        monkeypatch.setattr(fused_triton, "mixed_elu", kernel)
+        assert said in fused.trial(device, DTYPES[0])
 
 
 @pytest.mark.gpu

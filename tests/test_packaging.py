@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "headline", "speed", "test", "test-full", "nbval", "verify", "lab", "clean"}
+TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "ablations", "headline", "speed", "test", "test-full", "nbval", "verify", "lab", "clean"}
 
 
 def make(*arguments, folder=ROOT, **environment):
@@ -101,7 +101,7 @@ def test_nbval_reads_the_stored_runs_and_writes_elsewhere(copy):
 
 
 def test_sweep_passes_the_grid_and_asks_for_one(copy):
-    assert "--profile small --sweep K=8,16 Q=9" in make("sweep", "K=8,16", "Q=9", folder=copy).stdout
+    assert "--profile small --sweep dataset=cifar10 variant=hcnn seed=0 K=8,16 Q=9" in make("sweep", "K=8,16", "Q=9", folder=copy).stdout
     assert make("sweep", folder=copy).returncode != 0
 
 

@@ -21,7 +21,8 @@ def fabricate(root, accuracy=0.3, variant="hcnn", preset="paper", seed=0, split=
     architecture, recipe = Architecture.preset("cifar10", variant, preset, **architecture), Recipe.preset(preset, **recipe)
     parameters = dict(dataset="cifar10", substitutes=None, architecture=architecture.as_dict(), recipe=recipe.as_dict(), seed=seed,
                       split=split, train_size=train_size, precision=precision)
-    done, (train, test) = recipe.epochs if epochs_done is None else epochs_done, {"test": (50_000, 10_000), "validation": (45_000, 5_000)}[split]
+    done = recipe.epochs if epochs_done is None else epochs_done
+    train, test = {"test": (50_000, 10_000), "validation": (45_000, 5_000)}[split]
     folder = root / runs.run_name(parameters)
     folder.mkdir(parents=True)
     runs.write_metrics(folder, [dict(dict.fromkeys(runs.COLUMNS, 0.5), epoch=i + 1, test_accuracy=accuracy) for i in range(done)])
@@ -231,7 +232,8 @@ def test_ablation_leaves_out_changes_of_two_fields_beside_changes_of_one_and_run
 
 def test_runs_in_the_tables_of_sizes_and_choices_are_not_listed_again_but_all_others_are(tmp_path):
     shown = [dict(), dict(Q=2), dict(reduction="sum"), dict(reduction="sum", seed=1, epochs_done=1)]
-    others = [dict(reduction="sum", last_elu=False, padding="same"), dict(split="test"), dict(split="test", Q=2), dict(K=8, recipe=SHORT | dict(epochs=3))]
+    others = [dict(reduction="sum", last_elu=False, padding="same"), dict(split="test"), dict(split="test", Q=2),
+              dict(K=8, recipe=SHORT | dict(epochs=3))]
     for change in shown + others:
         fabricate(tmp_path, **(dict(K=4, Q=9) | change))
     loaded = stored(tmp_path)
@@ -311,4 +313,4 @@ def test_figures_are_drawn_from_the_tables(tmp_path):
 
 
 def test_tables_of_the_repository_have_their_rules():
-    assert (verify.TABLES["sweep"], verify.TABLES["gain_of_Q"], verify.TABLES["ablations"]) == (sweeps.table, sweeps.gain_of_Q, ablations.table)
+    assert [verify.TABLES[name] for name in ("sweep", "gain_of_Q", "ablations")] == [sweeps.table, sweeps.gain_of_Q, ablations.table]
