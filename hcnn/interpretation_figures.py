@@ -147,9 +147,10 @@ def properties(summary, title):
 def by_run(table):
     """The table of `interpretation_results.same_class`, a panel for each run: translated (mean over tau), its controls, against depth."""
     runs = list(table.groupby("run", sort=False))
-    columns = min(3, len(runs))
-    size = 4 * columns, 3.2 * -(-len(runs) // columns)
-    fig, axes = plt.subplots(-(-len(runs) // columns), columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
+    height = -(-len(runs) // 3)
+    columns = -(-len(runs) // height)
+    size = 4 * columns, 3.2 * height
+    fig, axes = plt.subplots(height, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
     lines = [("translated", "translated, mean over $\\tau$", MIDDLE, "o-"), ("nearest", "untranslated nearest neighbour", OLD, "s--"),
              ("permuted", "rows in a non-cyclic order", SECOND, "^--"), ("chance", "chance", GREY, ":")]
     for ax, (_, run) in zip(axes.flat, runs):
@@ -160,7 +161,7 @@ def by_run(table):
         first = run.iloc[0]
         ax.set_title(f"{first.network}, seed {first.seed}: {first.accuracy}%\ntrained on {first['trained on']}\n"
                      f"database {first.database:,}, n = {first.queries:,} test images", fontsize=8)
-        ax.set(xlabel="depth j", ylabel="P(same class)", xticks=sorted(set(table.depth)), ylim=(0, None))
+        ax.set(xlabel="depth j", ylabel="P(same class)", xticks=sorted(set(table.depth)), ylim=(0, 1.05 * table.high.max()))
         ax.label_outer()
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(runs):]:

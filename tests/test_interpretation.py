@@ -318,6 +318,7 @@ def test_runs_stand_side_by_side_with_what_they_are():
              for seed, name in enumerate("abcd")]
     fig = drawing.by_run(pd.concat([table.assign(**head) for head in heads]))
     titled = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert all(ax.get_ylim()[1] > table.high.max() for ax in fig.axes if ax.get_title()), "one scale, and nothing above it"
     assert len(titled) == 4 and titled[2].startswith("HCNN K=8, seed 2: 65.22%") and "n = 500" in titled[2]
 
 
