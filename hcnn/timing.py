@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -63,8 +63,9 @@ def _children(case):
         for child in children:
             child.stdout.readline()
         for child in children:
-            child.stdin.write("go\n")
-            child.stdin.flush()
+            with suppress(BrokenPipeError):  # a process that has failed; its exit status says so below
+                child.stdin.write("go\n")
+                child.stdin.flush()
         answers = [child.communicate()[0] for child in children]
     finally:
         for child in children:

@@ -100,7 +100,10 @@ def test_a_second_writer_is_refused_until_the_first_one_leaves(tmp_path):
 
 
 def test_an_edited_run_json_is_refused(tmp_path):
-    run = dict(parameters=PARAMETERS, epochs_done=3, test_accuracy=0.5)
+    run = dict(
+        name=runs.run_name(PARAMETERS), parameters=PARAMETERS, epochs=240, epochs_done=3, train_images=50_000, test_images=10_000,
+        classes=[], mean=[], std=[], seconds=1.0, device="cpu", threads=1, data_checksum="0", weights_sha256=None, test_accuracy=0.5,
+        test_loss=1.0, images_per_second=1.0)
     runs.write_run(tmp_path, run)
     assert {key: value for key, value in runs.read_run(tmp_path).items() if key != "checksum"} == run
     path = tmp_path / runs.RUN
