@@ -76,7 +76,7 @@ def _run(name, arguments, places, running, stop, say):
         return "not started"
     place, last, problem = places.get(), "", None
     try:
-        # a session of its own: Ctrl-C reaches it through the executor alone, once
+        # a process group of its own: Ctrl-C reaches it through the executor alone, once
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                               env=os.environ | place, start_new_session=True) as process:
             running[name] = process
