@@ -27,6 +27,7 @@ def evaluation_sums(network, images, labels, mean, std, batch_size=100, check=la
         for first in range(0, len(labels), batch_size):
             check()
             logits, y = network(standardise(images[first:first + batch_size], mean, std)), labels[first:first + batch_size]
+            logits = logits.float() if logits.dtype == torch.bfloat16 else logits  # in autocast
             sums += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
     finally:
         network.train(training)

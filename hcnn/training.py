@@ -37,8 +37,9 @@ def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precis
     An unfinished run of the same parameters is continued, a finished one is returned as it is. After `max_seconds`, SIGTERM or
     SIGINT training stops within a step and leaves a checkpoint: run.json then has `epochs_done` below the recipe's epochs.
     precision: `fast` (bfloat16 where the hardware has it, TF32) or `strict` (float32, deterministic). split, train_size: see
-    `split_dataset`; with `validation` the columns test_* of metrics.csv are of the held-out images. Under torchrun every
-    process takes its share of each minibatch.
+    `split_dataset`; with `validation` the columns test_* of metrics.csv are of the held-out images. The last row of metrics.csv,
+    which counts, is tested in float32, the others in the precision of the training. Under torchrun every process takes its
+    share of each minibatch.
 
     Raises ValueError for wrong parameters, or a folder that belongs to another run, before anything is written; BlockingIOError
     when another process writes the run; FloatingPointError when the loss is no longer finite.
@@ -285,6 +286,9 @@ class _Training:
         """The seed of a place in the training: (epoch,), or (epoch, step) for dropout."""
         return int(runs.sha256(" ".join(map(str, (self.parameters["seed"], *place))))[:15], 16)
 
+    def _autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
     def _losses(self, x, y):
         """Class scores, the sum of the images' cross-entropies, and what is minimised: the same, or with a teacher more."""
         if self.teacher is None:
@@ -302,7 +306,7 @@ class _Training:
         """The gradient for some images of a minibatch of n, and their part of the sums of the epoch."""
         x = augment(self.images[chosen], shifts, flips, *self.statistics)
         y = self.labels[chosen]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._autocast():
             logits, loss, objective = self._losses(x, y)
         self.optimiser.zero_grad()
         (objective * weight / n).backward()
@@ -354,12 +358,15 @@ class _Training:
         return (flat[-2:] > 0).tolist() if asking else (False, False)
 
     def _evaluate(self, check):
-        """(loss, accuracy) on the test images, in float32; every process takes its share."""
+        """(loss, accuracy) on the test images, in float32 after the last epoch, before that in the precision of the training, which
+        takes a fraction of the time; every process takes its share."""
         batch_size = 500 if self.device.type == "cuda" else 100
         world, (images, labels) = _world(), self.test
         mine = slice(_rank(), None, world)
         check = check if world == 1 else lambda: None  # one process alone must not leave
-        totals = evaluation_sums(self.network, images[mine], labels[mine], *self.statistics, batch_size, check)
+        last = self.state["epoch"] + 1 == self.recipe.epochs
+        with nullcontext() if last else self._autocast():
+            totals = evaluation_sums(self.network, images[mine], labels[mine], *self.statistics, batch_size, check)
         if world > 1:
             dist.all_reduce(totals)
         loss, accuracy = (totals / len(labels)).tolist()

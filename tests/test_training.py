@@ -124,6 +124,22 @@ def test_weights_follow_hand_written_sgd_with_decay_on_filters_only(data, tmp_pa
         torch.testing.assert_close(found[name], p.detach(), atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("precision, expected", [("fast", [True, True, False]), ("strict", [False, False, False])])
+def test_the_last_epoch_is_tested_in_float32_and_the_others_as_they_are_trained(data, tmp_path, monkeypatch, precision, expected):
+    monkeypatch.setattr(training, "autocast_dtype", lambda precision, device: torch.bfloat16 if precision == "fast" else torch.float32)
+    forward, lowered = HCNN.forward, []
+
+    def spy(network, x):
+        if not network.training:
+            lowered.append(torch.is_autocast_enabled("cpu"))
+        return forward(network, x)
+
+    monkeypatch.setattr(HCNN, "forward", spy)
+    train(TINY, SHORT, data, out=tmp_path, precision=precision, log=quiet)
+    batches = len(lowered) // 3
+    assert batches and lowered == [low for low in expected for _ in range(batches)]
+
+
 def test_a_small_network_learns_digits_in_one_epoch(tmp_path):
     digits = load_dataset("digits")
     small = {name: F.avg_pool2d(getattr(digits, name).float(), 4).to(torch.uint8) for name in ("train_images", "test_images")}

@@ -212,6 +212,14 @@ def test_other_weights_do_not_reach_the_stored_accuracy_even_with_right_checksum
     assert "accuracy on 297 of 297 test images" in finding and "more than rounding explains" in finding
 
 
+@pytest.mark.parametrize("less, found", [(0, 1), (1, 0)])
+def test_one_image_more_is_too_many_for_a_finished_run_but_not_for_one_tested_in_lower_precision(repository, less, found):
+    run = results.load_run(run_folder(repository))
+    info = run.info | dict(test_accuracy=run.info["test_accuracy"] + 1 / 297, epochs_done=run.epochs - less)
+    claimed = results.Run(run.folder, info, run.metrics)
+    assert len(verify.check_accuracy(claimed, "full", device="cpu", log=lambda line: None)) == found
+
+
 def test_what_differs_in_a_run_a_table_and_the_readme_is_all_named(repository):
     resign(run_folder(repository), lambda run: run["counts"].update(filters=7))
     edit(repository / "tables" / "table1.csv", "97650", "97651")
