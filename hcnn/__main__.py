@@ -133,6 +133,11 @@ def settings(options):
 
 
 def run_train(options):
+    _train(options)
+
+
+def _train(options):
+    """Train as the options of `train` say, in one process of several under torchrun; the run's folder."""
     architecture, recipe = settings(options)
     device = choose_device(options.device)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -163,7 +168,7 @@ def run_headline(options):
             return status
         limit = [] if end == float("inf") else ["--max-seconds", str(end - time.monotonic())]
         try:
-            run = read_run(run_train(parser().parse_args(["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")])))
+            run = read_run(_train(parser().parse_args(["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")])))
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
             status = 1
@@ -244,8 +249,7 @@ def main(arguments=None):
             torch.set_num_threads(threads)
         run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate, data=run_data, speed=run_speed,
                    verify=run_verify)[options.command]
-        status = run(options)
-        return status if isinstance(status, int) else 0
+        return run(options) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

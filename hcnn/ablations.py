@@ -11,7 +11,7 @@ import pandas as pd
 
 from .architecture import VARIANTS, Architecture
 from .recipe import Recipe, preset_of
-from .results import NOT_RUN, data_title, usable
+from .results import NOT_RUN, data_title, plain, usable
 from .runs import canonical
 from .sweeps import sized_runs, spread
 
@@ -63,7 +63,7 @@ def commands(architecture, recipe, dataset, seeds, options=()):
     for seed in seeds:
         for field, value, *changed in departures(architecture, recipe):
             preset, overrides = preset_of(*changed, dataset)
-            name = "base" if field is None else f"{field}={_plain(value)}"
+            name = "base" if field is None else f"{field}={plain(value)}"
             found[f"{name} seed={seed}"] = [
                 sys.executable, "-m", "hcnn", "train", "--dataset", dataset, "--preset", preset, "--variant", architecture.variant,
                 *(text for key, new in overrides.items() for text in ("--set", f"{key}={json.dumps(new)}")),
@@ -129,8 +129,8 @@ def _rows(settings, base):
             yield {
                 "data": here.data if here else data_title("cifar10"), "base": here.label if here else Architecture.preset().name,
                 "training images": f"{here.train_images:,}" if here else NOT_RUN, "epochs": here.epochs if here else NOT_RUN,
-                "open in the paper": words, "field": field, "base has": _plain(json.loads(usual[place])),
-                "changed to": _plain(json.loads(value)),
+                "open in the paper": words, "field": field, "base has": plain(json.loads(usual[place])),
+                "changed to": plain(json.loads(value)),
                 "accuracy, base": means[0], "accuracy, changed": means[1],
                 **spread((reached[1][seed] - reached[0][seed] for seed in seeds), "difference (points)", "+"),
                 "tested on": here.tested_on if here else NOT_RUN}
@@ -138,9 +138,3 @@ def _rows(settings, base):
 
 def _distance(key, other):
     return sum(a != b for a, b in zip(key, other))
-
-
-def _plain(value):
-    if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(str, value))})"
-    return f"{value:g}" if isinstance(value, float) else str(value)

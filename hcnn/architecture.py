@@ -3,8 +3,10 @@
 Section 4 of Jacobsen, Oyallon, Mallat, Smeulders, "Hierarchical Attribute CNNs" (2017). Nothing here needs torch.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from math import prod
+
+from .settings import Settings, is_integer
 
 VARIANTS = {"hcnn": "HCNN", "hcnn-plus": "HCNN(+)"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
@@ -62,7 +64,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Settings):
     """A Hierarchical Attribute CNN, `hcnn`, or its version with a nonlinearity between h and g, `hcnn-plus` (HCNN(+)).
 
     K: attributes take at most K values, the arrays of x_j are K/4 x K/2 x K. Q: separable filters, equation (8).
@@ -107,11 +109,8 @@ class Architecture:
         def refuse(name, allowed):
             raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
-        def is_int(value, least):
-            return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
         def is_odd(value):
-            return is_int(value, 1) and value % 2 == 1
+            return is_integer(value, 1) and value % 2 == 1
 
         for name, allowed in (
             ("variant", tuple(VARIANTS)), ("padding_mode", ("zeros", "periodic")), ("padding", ("symmetric", "same")),
@@ -123,12 +122,12 @@ class Architecture:
         for name in ("factorised", "output_norm", "last_elu"):
             if not isinstance(getattr(self, name), bool):
                 refuse(name, "true or false")
-        if not is_int(self.K, 4) or self.K % 4:
+        if not is_integer(self.K, 4) or self.K % 4:
             refuse("K", "a positive multiple of 4")
-        if not is_int(self.J, 4):
+        if not is_integer(self.J, 4):
             refuse("J", "an integer of at least 4")
         for name, least in (("Q", 1), ("num_classes", 2), ("in_channels", 1)):
-            if not is_int(getattr(self, name), least):
+            if not is_integer(getattr(self, name), least):
                 refuse(name, f"an integer of at least {least}")
         for name in ("spatial_support", "first_support"):
             if not is_odd(getattr(self, name)):
@@ -136,10 +135,10 @@ class Architecture:
         if not (isinstance(self.attribute_support, tuple) and len(self.attribute_support) == 2
                 and all(map(is_odd, self.attribute_support))):
             refuse("attribute_support", "two positive odd integers (s, s')")
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2 and all(is_int(n, 1) for n in self.image_size)):
+        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2 and all(is_integer(n, 1) for n in self.image_size)):
             refuse("image_size", "two positive integers (height, width)")
         depths = self.subsampled
-        if not (isinstance(depths, tuple) and all(is_int(j, 1) and j < self.J for j in depths)
+        if not (isinstance(depths, tuple) and all(is_integer(j, 1) and j < self.J for j in depths)
                 and list(depths) == sorted(set(depths))):
             refuse("subsampled", f"increasing depths between 1 and J - 1 = {self.J - 1}")
         if not (isinstance(self.norm_eps, float) and 0 < self.norm_eps < 1):
@@ -174,14 +173,6 @@ class Architecture:
             raise ValueError(f"unknown parameter {sorted(unknown)[0]!r}; allowed are {', '.join(f.name for f in fields(cls))}")
         values = dict(variant=variant, num_classes=CLASSES[dataset], attribute_support=SUPPORTS[dataset])
         return cls(**(values | CONVENTIONS[preset] | overrides))
-
-    def replace(self, **changes):
-        """The same architecture with some fields changed."""
-        return replace(self, **changes)
-
-    def as_dict(self):
-        """Plain values, fit for JSON; `Architecture(**d)` gives the architecture back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
     def name(self):

@@ -30,6 +30,7 @@ class BaselineNetwork(nn.Module):
         self._check(x)
         return self.body(x)
 
+
 @torch.no_grad()
 def _initialise(weight, initialisation, generator):
     if initialisation == "he":

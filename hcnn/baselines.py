@@ -13,7 +13,7 @@ A `Baseline` stands wherever an `Architecture` does: in a run's parameters, in t
 All of them but ResNet and WRN were published on contrast-normalised and whitened images; here every network sees standardised ones.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from math import prod
 
@@ -23,7 +23,9 @@ from torch import nn
 from .architecture import CLASSES, Architecture
 from .baseline_networks import BODIES, BaselineNetwork
 from .cost import multiply_adds as hcnn_multiply_adds
+from .cost import taps_inside
 from .network import HCNN
+from .settings import Settings, is_integer
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ INITIALISATIONS = ("he", "normal-0.05", "orthonormal")
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(Settings):
     """A compared network, one of SYSTEMS; what is None becomes what was published.
 
     dropout: shares of zeros at the images and after pooling. initialisation: of all weights, biases are zero; `he`: N(0, 2 / inputs),
@@ -89,9 +91,9 @@ class Baseline:
     def _validate(self, student):
         least = 9 if self.variant == "all-cnn" else 4  # so that something is left after subsampling by 4
         for name, smallest in (("num_classes", 2), ("in_channels", 1)):
-            self._require(name, _is_int(getattr(self, name), smallest), f"an integer of at least {smallest}")
+            self._require(name, is_integer(getattr(self, name), smallest), f"an integer of at least {smallest}")
         self._require("image_size", isinstance(self.image_size, tuple) and len(self.image_size) == 2
-                      and all(_is_int(n, least) for n in self.image_size), f"two integers of at least {least} (height, width)")
+                      and all(is_integer(n, least) for n in self.image_size), f"two integers of at least {least} (height, width)")
         self._require("dropout", isinstance(self.dropout, tuple) and len(self.dropout) == 2
                       and all(isinstance(p, float) and 0 <= p < 1 for p in self.dropout), "two shares of at least 0 and below 1")
         self._require("dropout", any(SYSTEMS[self.variant].dropout) or not any(self.dropout), f"(0, 0) for {self.variant}, which has none")
@@ -115,14 +117,6 @@ class Baseline:
             raise ValueError(f"{variant} has no parameter {unknown[0]!r}; it has {', '.join(names)}")
         return cls(**(dict(variant=variant, num_classes=CLASSES[dataset]) | overrides))
 
-    def replace(self, **changes):
-        """The same network with some fields changed."""
-        return replace(self, **changes)
-
-    def as_dict(self):
-        """Plain values, fit for JSON; `architecture_from(d)` gives the network back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
     @property
     def name(self):
         """The network's usual name."""
@@ -141,10 +135,6 @@ class Baseline:
 
 def _as_float(value):
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _is_int(value, least):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @cache
@@ -180,8 +170,7 @@ def _multiply_adds(baseline):
             found.append(module.weight.numel())
         if isinstance(module, nn.Conv2d):
             axes = zip(x.shape[2:], output.shape[2:], module.kernel_size, module.stride, module.padding)
-            taps = prod(sum(0 <= o * stride + t - before < n for o in range(outputs) for t in range(support))
-                        for n, outputs, support, stride, before in axes)
+            taps = prod(taps_inside(*axis) for axis in axes)
             found.append(module.in_channels * module.out_channels * taps)
 
     with torch.device("meta"):

@@ -29,8 +29,12 @@ def multiply_adds(a):
 
 def _reads(a, n, support, stride):
     """How many inputs all outputs along an axis of n read together; periodic taps that meet on one input count once."""
-    outputs = range(-(-n // stride))
+    outputs = -(-n // stride)
     if a.padding_mode == "periodic":
-        return len(outputs) * min(support, n)
-    before = pad_before(n, support, stride, a.padding)
-    return sum(0 <= o * stride + t - before < n for o in outputs for t in range(support))
+        return outputs * min(support, n)
+    return taps_inside(n, outputs, support, stride, pad_before(n, support, stride, a.padding))
+
+
+def taps_inside(n, outputs, support, stride, before):
+    """How many (output, tap) pairs read one of n inputs rather than the zeros around them; `before` zeros stand in front."""
+    return sum(0 <= o * stride + t - before < n for o in range(outputs) for t in range(support))

@@ -17,5 +17,5 @@ def queue(datasets, variants, seeds, further=False):
     found = [(dataset, variant, seed, []) for seed in seeds for dataset in datasets for variant in variants]
     for dataset, trainings in (("cifar10", FURTHER), ("cifar100", FURTHER_CIFAR100)):
         if further and dataset in datasets:
-            found += [(dataset, *training) for training in trainings if (dataset, *training) not in found]
+            found += [(dataset, *training) for training in trainings if training[0] in variants and (dataset, *training) not in found]
     return [["--dataset", dataset, "--variant", variant, "--seed", str(seed), *more] for dataset, variant, seed, more in found]

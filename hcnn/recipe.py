@@ -1,11 +1,12 @@
 """The training recipes as data: what the paper and the authors' released code do, and the learning rate at any moment."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from math import cos, pi
 from sys import float_info
 
 from .architecture import CONVENTIONS, Architecture
 from .baselines import SYSTEMS, Baseline
+from .settings import Settings, is_integer
 
 SCHEDULES = ("step", "cosine")
 WARM_UP = 0.05  # share of a cosine run in which the learning rate rises
@@ -15,12 +16,8 @@ def _number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
-def _integer(value, least):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Minibatch SGD with momentum, its learning-rate schedule and the augmentation; the defaults are the paper's (section 5).
 
     lr: the starting rate. schedule `step`: lr times multipliers[i] after milestones[i - 1], milestones as fractions of the run,
@@ -64,8 +61,8 @@ class Recipe:
         def is_numbers(value, holds):
             return isinstance(value, tuple) and all(_number(v) and holds(v) for v in value)
 
-        require("epochs", _integer(self.epochs, 1), "an integer of at least 1")
-        require("batch_size", _integer(self.batch_size, 1), "an integer of at least 1")
+        require("epochs", is_integer(self.epochs, 1), "an integer of at least 1")
+        require("batch_size", is_integer(self.batch_size, 1), "an integer of at least 1")
         require("lr", _number(self.lr) and self.lr > 0, "a positive number")
         require("schedule", self.schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES))
         require("milestones", is_numbers(self.milestones, lambda v: 0 < v < 1) and list(self.milestones) == sorted(set(self.milestones)),
@@ -76,7 +73,7 @@ class Recipe:
         require("nesterov", isinstance(self.nesterov, bool) and (self.momentum > 0 or not self.nesterov),
                 "true or false, and false without momentum")
         require("weight_decay", _number(self.weight_decay) and self.weight_decay >= 0, "a number that is not negative")
-        require("shift", _integer(self.shift, 0), "an integer of at least 0 (pixels)")
+        require("shift", is_integer(self.shift, 0), "an integer of at least 0 (pixels)")
         require("flip", isinstance(self.flip, bool), "true or false")
         for name, least in (("mean", -1e-9), ("std", 0)):
             value = getattr(self, name)
@@ -93,14 +90,6 @@ class Recipe:
         if unknown:
             raise ValueError(f"unknown parameter {sorted(unknown)[0]!r}; allowed are {', '.join(f.name for f in fields(cls))}")
         return cls(**(PRESETS[preset] | overrides))
-
-    def replace(self, **changes):
-        """The same recipe with some fields changed."""
-        return replace(self, **changes)
-
-    def as_dict(self):
-        """Plain values, fit for JSON; `Recipe(**d)` gives the recipe back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 PRESETS = {

@@ -110,7 +110,7 @@ class Run:
     @property
     def label(self):
         """System, K, Q and what else sets the network and its recipe apart from the preset; nothing about seed, images and epochs."""
-        others = [f"{name} {_plain(value)}" for name, value in self.overrides.items() if name not in ("K", "Q", "epochs", "teacher")]
+        others = [f"{name} {plain(value)}" for name, value in self.overrides.items() if name not in ("K", "Q", "epochs", "teacher")]
         system = f"{self.system} K={self.K} Q={self.Q}" if self.variant in VARIANTS else self.system
         return ", ".join([system, *(["released"] if self.preset == "released" else []), *others])
 
@@ -175,7 +175,7 @@ def departures(run):
         reasons.append(f"tested on {run.tested_on}")
     if run.preset == "released":
         reasons.append(f"preset {run.preset}")
-    reasons += [f"{name} {_plain(value)} instead of {_plain(usual[name])}" for name, value in run.overrides.items() if name != "teacher"]
+    reasons += [f"{name} {plain(value)} instead of {plain(usual[name])}" for name, value in run.overrides.items() if name != "teacher"]
     if run.variant == "wrn-student":
         name, seed = run.architecture.teacher, re.search(r"-s(\d+)-", run.architecture.teacher)
         if not seed or name != teacher_name(run.dataset, int(seed[1]), run.split, run.info["parameters"]["precision"]):
@@ -185,9 +185,10 @@ def departures(run):
     return reasons
 
 
-def _plain(value):
-    if isinstance(value, list):
-        return f"({', '.join(_plain(v) for v in value)})"
+def plain(value):
+    """The value of a field as a text for tables."""
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(plain(v) for v in value)})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -119,8 +119,15 @@ def available(case):
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
     found = [("literal", p) for p in precisions] + [(path, p) for path, those in paths.items() for p in those]
     if case.what == "network" and not gpu:  # which takes seconds: the literal one, and what the network chooses by itself
-        found = [key for key in found if key in (("literal", "fp32"), ("windowed", "fp32"), ("folded", "bf16")) or key[0] == "tiled"]
+        found = [(path, p) for path, p in found if (path, p) == ("literal", "fp32") or path == chosen(case.device, case.variant, p)]
     return found
+
+
+def chosen(device, variant, precision):
+    """The path that the layers of the paper's network take by themselves, see `AttributeConv.choose_path`."""
+    if variant == "hcnn":
+        return "windowed" if (device, precision) == ("cpu", "fp32") else "folded"
+    return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
 
 
 def step_of(case, path, precision, dtype=torch.float32):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from .architecture import VARIANTS
-from .runs import RESULTS
-from .speed import Case
+from .runs import RESULTS, write_bytes
+from .speed import Case, chosen
 from .timing import run
 
 FILE = RESULTS / "tables" / "speed.csv"
@@ -26,7 +26,6 @@ PATHS = {
     "windowed": "folded, no zeros", "unfused": "unfused", "tiled": "fused, in tiles", "fused": "fused, in Triton",
     "graph": "as a CUDA graph",
 }
-BEST = {("cpu", "hcnn"): "windowed", ("cpu", "hcnn-plus"): "tiled", ("cuda", "hcnn"): "folded", ("cuda", "hcnn-plus"): "fused"}
 
 
 def cases(device="cpu", threads=2):
@@ -83,8 +82,7 @@ def merge(rows, path=FILE):
     kept = before[~before.set_index(KEY).index.isin(rows.set_index(KEY).index)]
     both = (pd.concat([kept, rows]) if len(kept) else rows).sort_values(KEY, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
-    both.to_csv(path.with_suffix(".tmp"), index=False)
-    path.with_suffix(".tmp").replace(path)
+    write_bytes(path, both.to_csv(index=False).encode())
 
 
 def _known(case, stored):
@@ -138,7 +136,8 @@ def readme_rows(stored):
     for (device, processor, threads, torch, what, variant, batch), group in full.groupby(
             ["device", "processor", "threads", "torch", "what", "variant", "batch"], sort=False):
         literal = group[(group.path == "literal") & (group.precision == "fp32")].iloc[0]
-        for row in group[group.path == BEST[device, variant]].itertuples():
+        taken = [path == chosen(device, variant, precision) for path, precision in zip(group.path, group.precision)]
+        for row in group[taken].itertuples():
             where = f"{processor}, {threads} threads" if device == "cpu" else processor
             shown.append((f"{what}, {VARIANTS[variant]}, batch {batch}, {row.precision}", where, f"{1000 * row.literal_seconds:.0f} ms",
                           f"{1000 * row.seconds:.0f} ms", f"{row.ratio:.1f}", f"{row.peak_mb / literal.peak_mb:.2f}"))

@@ -26,6 +26,7 @@ def test_what_follows_is_valid_and_nothing_is_asked_twice():
     assert len(set(map(str, found))) == len(found)
     assert {a.padding_mode for a, *_ in found} == {"zeros", "periodic"} and {a.Q for a, *_ in found} == {9, 16, 32, 64}
     assert queue(["cifar10"], ["hcnn"], [0]) == trainings[:1]
+    assert {options[3] for options in queue(["cifar10"], ["hcnn"], [0], further=True)} == {"hcnn"}
 
 
 @pytest.fixture
@@ -36,14 +37,14 @@ def calls(monkeypatch):
 
     calls = Calls()
 
-    def run_train(options):
+    def train(options):
         calls.append((options.dataset, options.variant, options.max_seconds))
         end = calls.end.get(options.variant, 240)
         if isinstance(end, Exception):
             raise end
         return end
 
-    monkeypatch.setattr(cli, "run_train", run_train)
+    monkeypatch.setattr(cli, "_train", train)
     monkeypatch.setattr(cli, "read_run", lambda done: dict(epochs=240, epochs_done=done))
     return calls
 

@@ -1,9 +1,11 @@
 """What `make verify` knows about interpretation.npz: right ones pass, every changed entry is found and named; tables of all of them."""
 
 import json
+import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -213,3 +215,15 @@ def test_a_smaller_result_does_not_replace_a_larger_one_and_is_served_by_it(run,
 def test_the_result_says_with_what_and_how_long_it_was_computed(run):
     made = interpretation.used(interpretation.load_interpretation(run.folder), "made")
     assert made["seconds"] > 0 and made["device"] and made["versions"]["torch"] == torch.__version__ and made["dtype"] == "float32"
+
+
+def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
+    text = " ".join((runs.RESULTS.parent / "README.md").read_text().split())
+    said = re.search(r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .* order give ([\d.]+) there, .* translation ([\d.]+)\. "
+                     r".* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
+    found, changes = (pd.read_csv(runs.RESULTS / "tables" / f"{name}.csv", index_col="run").loc[said[6]]
+                      for name in ("same_class", "known_changes"))
+    mean = found.groupby(["kind", "depth"]).probability.mean()
+    keys = (("translated", 3), ("translated", 11), ("permuted", 11), ("nearest", 11))
+    assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
+    assert 0 < 100 * changes.explained.max() < float(said[5])
