@@ -51,6 +51,12 @@ def test_every_make_command_of_the_readme_exists():
     assert named and {first or second for first, second in named} <= TARGETS
 
 
+def test_the_layout_of_the_readme_names_every_module():
+    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("## ")[0]
+    modules = {path.stem for path in (ROOT / "hcnn").glob("*.py") if not path.stem.startswith("__")}
+    assert modules - set(re.findall(r"\w+", layout)) == set()
+
+
 @pytest.mark.parametrize("file", ["README.md", "data/README.md"])
 def test_every_local_link_leads_somewhere(file):
     path = ROOT / file
