@@ -41,7 +41,7 @@ def _row(found, d, f, data):
     cells = [(data.train_images[found["images"][f]], caption(label, said, data.classes), "")]
     for t in range(1, len(found["taus"])):
         i, distance = found["image_index"][d, t, f], found["image_distance"][d, t, f]
-        text = f"distance {distance:.2g}" + (", far" if distance > close(found)[d] else "")
+        text = f"distance {distance:.3g}" + (", far" if distance > close(found)[d] else "")
         under = caption(found["labels"][i], found["predictions"][i], data.classes, label)
         cells.append((data.train_images[found["database"][i]], under, text))
     return cells
@@ -84,7 +84,7 @@ def one(found, j, f, tau, data):
     d, t = found["depths"].tolist().index(j), found["taus"].tolist().index(tau)
     own, near = found[f"arrays_{j}"][f], found[f"nearest_arrays_{j}"][t, f]
     i, distance, label = found["image_index"][d, t, f], found["image_distance"][d, t, f], found["image_labels"][f]
-    arrays = {f"$\\bar{{x}}_{{{j}}}$": own, f"translated by {tau}": np.roll(own, tau, 0), f"nearest: distance {distance:.2g}": near}
+    arrays = {f"$\\bar{{x}}_{{{j}}}$": own, f"translated by {tau}": np.roll(own, tau, 0), f"nearest: distance {distance:.3g}": near}
     scale = min(a.min() for a in arrays.values()), max(a.max() for a in arrays.values())
     fig, axes = plt.subplots(1, 5, figsize=(10, 2.2), layout="constrained")
     _image(axes[0], data.train_images[found["images"][f]], *caption(label, found["image_predictions"][f], data.classes), title="$x$")
@@ -166,6 +166,9 @@ def by_run(table):
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(runs):]:
         ax.set_axis_off()
+    for ax in axes.flat[max(0, len(runs) - columns):len(runs)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("depth j")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
     sns.despine(fig)
     return fig

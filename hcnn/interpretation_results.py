@@ -33,8 +33,8 @@ def _table(stored, make, columns):
     parts = []
     for run, found in interpreted(stored, log=lambda line: None):
         head = {"run": run.folder.name, "network": f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
-                "trained on": f"{run.data}, {run.train_images:,} images, {run.epochs_done} epochs", "seed": run.seed,
-                "accuracy": f"{run.accuracy:.2f}", "database": len(found["database"]), "queries": len(found["queries"])}
+                "trained on": f"{run.data}, {run.train_images:,} images, {run.epochs_done} epoch" + "s" * (run.epochs_done != 1),
+                "seed": run.seed, "accuracy": f"{run.accuracy:.2f}", "database": len(found["database"]), "queries": len(found["queries"])}
         parts.append(make(run, found)[columns].round(5).assign(**head)[[*head, *columns]])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run", *columns])
 
