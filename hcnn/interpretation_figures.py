@@ -140,6 +140,8 @@ def properties(summary, title):
                     annot_kws={"fontsize": 7.5})
         ax.set_title(name, fontsize=10)
         ax.set(xlabel="depth j", ylabel="")
+    if summary.monotone.isna().all():
+        axes[-1].text(0.5, 0.5, "no translation explains 1%", transform=axes[-1].transAxes, ha="center", va="center", fontsize=9)
     fig.suptitle(title, fontsize=11)
     return fig
 
