@@ -7,7 +7,7 @@ from .figures import GREY, NEW
 
 MEASURES = {"accuracy": None, "multiply_adds": "h_g", "parameters": "effective"}  # solid line: dotted line beside it
 LABELS = {"accuracy": "accuracy (%)",
-          "multiply_adds": "multiply-adds an image (dotted: h, then g)", "parameters": "parameters (dotted: effective)"}
+          "multiply_adds": "multiply-adds an image\n(dotted: h, then g)", "parameters": "parameters (dotted: effective)"}
 
 
 def sizes(runs, title):
