@@ -167,8 +167,9 @@ def run_headline(options):
             _say("the time is over; the same command goes on from here")
             return status
         limit = [] if end == float("inf") else ["--max-seconds", str(end - time.monotonic())]
+        command = ["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")]
         try:
-            run = read_run(_train(parser().parse_args(["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")])))
+            run = read_run(_train(parser().parse_args(command)))
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
             status = 1

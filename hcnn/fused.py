@@ -72,14 +72,16 @@ def trial(device, dtype=torch.bfloat16):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(device)
 
-    h, b, bias, x, direction = normal(Q, 3, 3) / 3, normal(Q), normal(len(reads) * filters), normal(2, *grid, 9, 9), normal(2, 8 * filters, 5, 5)
+    h, b, bias = normal(Q, 3, 3) / 3, normal(Q), normal(len(reads) * filters)
+    x, direction = normal(2, *grid, 9, 9), normal(2, 8 * filters, 5, 5)
     matrix = mixing_matrix(normal(filters, Q, *support) / (Q * 77) ** 0.5, table, reads)
     leaves = [t.requires_grad_() for t in (x, h, b, matrix, bias)]
     try:
         found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, stride=2)
         found = [found, *torch.autograd.grad(found, leaves, direction.to(found.dtype))]
     except Exception as error:  # whatever the compiler or the driver says: training goes on unfused
-        return f"its kernels fail here ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'})"
+        said = str(error).strip().partition("\n")[0]
+        return f"its kernels fail here ({type(error).__name__}: {said or 'no message'})"
     z = F.elu(F.conv2d(x.flatten(0, 2)[:, None], h[:, None], b, stride=2, padding=1))
     expected = F.conv2d(z.view(len(x), -1, 5, 5), matrix[:, :, None, None], bias)
     expected = [expected, *torch.autograd.grad(expected, leaves, direction)]

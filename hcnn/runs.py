@@ -23,8 +23,8 @@ RUNS = RESULTS / "runs"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 NUMBER, NONE = (int, float), type(None)
 ENTRIES = {  # of run.json and their types
-    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int, "classes": list, "mean": list,
-    "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str, "weights_sha256": (str, NONE),
+    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int, "classes": list,
+    "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str, "weights_sha256": (str, NONE),
     **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
     "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
     "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,

@@ -39,18 +39,20 @@ class Stop:
 def stop_on_signals(deadline=None):
     """A Stop that the first SIGTERM or SIGINT sets; another one more than a second later acts as it did before.
 
-    One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. deadline: of time.monotonic(). Signals reach the main thread only: elsewhere the deadline alone counts.
+    One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. Signals reach the main
+    thread only: elsewhere the deadline alone counts. deadline: of time.monotonic().
     """
-    stop, kept, first = Stop(deadline), {}, []
+    stop, kept, first = Stop(deadline), {}, None
 
     def restore():
         while kept:
             signal.signal(*kept.popitem())
 
     def handle(number, frame):
-        stop.signal = signal.Signals(number).name
-        first.append(time.monotonic())
-        if first[-1] > first[0] + REPEAT_SECONDS:
+        nonlocal first
+        stop.signal, now = signal.Signals(number).name, time.monotonic()
+        first = now if first is None else first
+        if now > first + REPEAT_SECONDS:
             restore()
             signal.raise_signal(number)
 

@@ -280,7 +280,8 @@ def entries(run, above=()):
 MISSING = object()
 
 
-@pytest.mark.parametrize("value", [MISSING, "x", *(pytest.param(v, marks=pytest.mark.full) for v in (None, "", -1, 1.5, True, [], [1, 2, 3], {}))],
+@pytest.mark.parametrize("value", [MISSING, "x", *(pytest.param(value, marks=pytest.mark.full)
+                                                   for value in (None, "", -1, 1.5, True, [], [1, 2, 3], {}))],
                          ids=lambda value: "missing" if value is MISSING else repr(value))
 def test_whatever_stands_in_run_json_is_shown_or_refused_and_takes_no_table_down(data, tmp_path, whole, value):
     folder = shutil.copytree(whole, tmp_path / whole.name)
@@ -322,7 +323,8 @@ def test_metrics_that_are_longer_than_run_json_says_are_read_up_to_there(data, w
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "{file}"], ["train", "--dataset", "digits", "--out", "{file}"], ["verify"],
-                                       ["train", "--dataset", "digits", "--out", "/proc/none"], ["data", "cifar10", "--dataset-root", "{file}"]])
+                                       ["train", "--dataset", "digits", "--out", "/proc/none"],
+                                       ["data", "cifar10", "--dataset-root", "{file}"]])
 def test_a_file_where_a_folder_belongs_ends_in_one_line(tmp_path, capsys, monkeypatch, arguments):
     (tmp_path / "file").touch()
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "file")

@@ -119,8 +119,9 @@ def test_an_image_that_is_not_the_nearest_one_is_found(run):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("labels", "labels are not those of digits"), ("query_labels", "query_labels are not those"), ("image_labels", "image_labels are not those"),
-    ("database", "database are not those"), ("image_predictions", "the predictions of the images shown are not those of the weights"),
+    ("labels", "labels are not those of digits"), ("query_labels", "query_labels are not those"),
+    ("image_labels", "image_labels are not those"), ("database", "database are not those"),
+    ("image_predictions", "the predictions of the images shown are not those of the weights"),
 ])
 def test_labels_indices_and_predictions_that_are_not_those_of_the_data_are_found(run, digits, name, said):
     changed(run, name, lambda v: v.put(0, (v[0] + 1) % 10))

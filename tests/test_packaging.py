@@ -12,7 +12,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "ablations", "headline", "speed", "test", "test-full", "nbval", "verify", "lab", "clean"}
+TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "ablations", "headline", "speed", "test", "test-full", "nbval",
+           "verify", "lab", "clean"}
 
 
 def make(*arguments, folder=ROOT, **environment):
@@ -52,7 +53,7 @@ def test_every_make_command_of_the_readme_exists():
 
 
 def test_the_layout_of_the_readme_names_every_module():
-    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("## ")[0]
+    layout = re.search(r"## Layout.*?\n    hcnn/(.*?)\n    results/", (ROOT / "README.md").read_text(), re.S)[1]
     modules = {path.stem for path in (ROOT / "hcnn").glob("*.py") if not path.stem.startswith("__")}
     assert modules - set(re.findall(r"\w+", layout)) == set()
 

@@ -86,7 +86,8 @@ def test_number_of_workers_is_checked(workers):
 
 def training(folder, Q, epochs=10):
     return [sys.executable, "-m", "hcnn", "train", "--dataset", "digits", "--K", "4", "--J", "4", "--set", "subsampled=[2,3]",
-            "--Q", str(Q), "--epochs", str(epochs), "--lr", "0.05", "--train-size", "150", "--device", "cpu", "--threads", "1", "--out", str(folder)]
+            "--Q", str(Q), "--epochs", str(epochs), "--lr", "0.05", "--train-size", "150", "--device", "cpu", "--threads", "1",
+            "--out", str(folder)]
 
 
 def weights(folder):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hcnn import AttributeConv, reference, tiled
+from hcnn import HCNN, Architecture, AttributeConv, reference, speed, tiled
 from hcnn import attribute_conv as ops
 
 PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]  # with ELU between h and g
@@ -88,6 +88,15 @@ def test_which_path_is_taken():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert AttributeConv(**large).choose_path(x) == "convolution"
     assert AttributeConv((4, 8), 8, (3, 5), Q=None, elu=True)(torch.randn(1, 4, 8, 4, 4)).shape == (1, 2, 4, 8, 4, 4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
+def test_the_speed_table_names_the_path_that_the_paper_s_layers_take_on_a_cpu(variant, precision):
+    layers = [layer for layer in HCNN(Architecture.preset("cifar10", variant)).operators if getattr(layer, "Q", None)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        taken = {speed.PATHS[variant][layer.choose_path(torch.empty(1, *layer.grid, 4, 4))] for layer in layers}
+    assert len(layers) > 1 and taken == {speed.chosen("cpu", variant, precision)}
 
 
 class Sizes(TorchDispatchMode):
