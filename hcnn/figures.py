@@ -16,7 +16,7 @@ SECOND, GREY = "#e7298a", "#555555"
 def save(fig, name, folder):
     """Write folder/name.png and folder/name.pdf, the same bytes for the same figure."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    fig.savefig(Path(folder) / f"{name}.png", dpi=200, bbox_inches="tight")
+    fig.savefig(Path(folder) / f"{name}.png", dpi=150, bbox_inches="tight")
     fig.savefig(Path(folder) / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
     return fig
 
@@ -267,20 +267,19 @@ def predictions(images, truth, said, title):
 
 
 def learning_curves(curves, title):
-    """curves: the long table of `results.learning_curves`; a panel a setting, a colour a network, a band of one deviation over seeds."""
-    settings, networks = list(dict.fromkeys(curves.setting)), sorted(set(curves.network))
-    columns, palette = min(len(settings), 3), dict(zip(networks, sns.color_palette("colorblind", len(networks))))
+    """curves: the long table of `results.learning_curves`; a panel a setting, in it a colour a network, bands of a deviation over seeds."""
+    settings = list(dict.fromkeys(curves.setting))
+    columns = min(len(settings), 3)
     lines = -(-len(settings) // columns)
     size = max(6, 4.4 * columns), 4.4 * lines + 0.4
     fig, axes = plt.subplots(lines, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, setting in zip(axes.flat, settings):
         shown = curves[curves.setting == setting]
-        sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=[n for n in networks if n in set(shown.network)],
-                     palette=palette, style="images", dashes={"training": (2, 1.5), "test": "", "held out": (5, 1, 1, 1)},
-                     errorbar="sd", ax=ax, marker="o" if shown.epoch.max() <= 20 else None)
+        sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=sorted(set(shown.network)), palette="colorblind",
+                     style="images", dashes={"training": (2, 1.5), "test": "", "held out": (5, 1, 1, 1)}, errorbar="sd", ax=ax, marker="o" if shown.epoch.max() <= 20 else None)
         ax.set_ylabel("accuracy (%)")
         ax.set_title(setting, fontsize=10)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below: it hides no curve
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylim(0, 1.05 * curves.accuracy.max())  # shared by all panels

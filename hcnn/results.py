@@ -81,6 +81,7 @@ class Run:
     system = property(lambda run: run.architecture.name)
     K, Q = (property(lambda run, name=name: getattr(run.architecture, name, "")) for name in "KQ")  # compared networks have none
     complete = property(lambda run: run.epochs_done == run.epochs)
+    length = property(lambda run: f"{run.epochs} epoch{'s' if run.epochs > 1 else ''}")
 
     @cached_property
     def architecture(self):
@@ -280,11 +281,12 @@ def learning_curves(runs):
     """A long table, two rows an epoch: dataset, data, setting, network, seed, epoch, images, accuracy (percent), loss.
 
     images: `training`, `test` or `held out`. Runs that differ in their seed alone have equal `setting` and `network`.
+    The longest trainings, in images seen, come first.
     """
     columns = ["dataset", "data", "setting", "network", "seed", "images", "epoch", "accuracy", "loss"]
     rows = []
-    for run in usable(runs):
-        setting = f"{run.train_images:,} images, {run.epochs} epochs" + (f", {run.data}" if run.substitutes else "")
+    for run in sorted(usable(runs), key=lambda run: -run.train_images * run.epochs):
+        setting = f"{run.train_images:,} images, {run.length}" + (f", {run.data}" if run.substitutes else "")
         shared = run.dataset, run.data, setting, run.label, run.seed
         for epoch in run.metrics.itertuples():
             rows.append((*shared, "training", epoch.epoch, 100 * epoch.train_accuracy, epoch.train_loss))

@@ -74,3 +74,14 @@ def test_every_learning_curve_lies_inside_its_panel():
         low, high = ax.get_ylim()
         assert low == 0 and high >= most
         assert max(max(line.get_ydata()) for line in ax.lines if len(line.get_ydata())) == most
+
+
+def test_an_epoch_is_an_integer_and_a_panel_gives_no_colour_to_two_networks():
+    curves = pd.DataFrame([dict(setting=f"setting {i}", network=f"network {i} {k}", seed=0, images="test", epoch=1, accuracy=10 + k)
+                           for i in range(7) for k in range(2)])
+    fig = figures.learning_curves(curves, "CIFAR-10")
+    fig.canvas.draw()
+    for ax in fig.axes[:7]:
+        low, high = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+        assert len({line.get_color() for line in ax.lines if len(line.get_ydata())}) == 2

@@ -238,7 +238,9 @@ def test_learning_curves_share_a_line_between_seeds_and_name_the_split(tmp_path)
         fabricate(tmp_path, 0.5 + 0.1 * seed, seed=seed, K=8, recipe=dict(epochs=2))
     fabricate(tmp_path, 0.4, split="validation", K=8, recipe=dict(epochs=2))
     fabricate(tmp_path, 0.9, dataset="digits", substitutes="cifar10", recipe=dict(epochs=2))
+    fabricate(tmp_path, 0.4, split="validation", K=8, recipe=dict(epochs=1))
     curves = results.learning_curves(results.load_runs(tmp_path))
+    assert list(dict.fromkeys(curves.setting))[1:3] == ["45,000 images, 2 epochs", "45,000 images, 1 epoch"]  # the longest first
     assert set(curves.images) == {"training", "test", "held out"}
     last = curves[(curves.setting == "50,000 images, 2 epochs") & (curves.images == "test") & (curves.epoch == 2)]
     assert set(last.network) == {"HCNN K=8 Q=32"} and sorted(last.accuracy) == [50, 60]
