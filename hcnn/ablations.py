@@ -75,22 +75,26 @@ def table(runs):
     """One row for each base and each departure from it in one field: both accuracies, the difference in points, deviation and n.
 
     Accuracies are means over the seeds with which base and departure were both trained; the deviation is that of the differences
-    of single seeds. The base of a group of runs is the one from which the most others differ in one field.
+    of single seeds. The base of a group of runs is the one from which the most others differ in one field; runs that differ from
+    it in more have bases of their own, found in the same way. What was not run is listed for the first base alone.
     """
-    rows = [row for settings, base in _groups(runs) for row in _rows(settings, base)]
-    return pd.DataFrame(rows or _rows({}, None))
+    rows = [row for settings, base, first in _groups(runs) for row in _rows(settings, base, first)]
+    return pd.DataFrame(rows or _rows({}, None, True))
 
 
 def in_no_table(runs):
     """The runs whose place is `results.other_runs`: all but those on held-out images that `table` or `sweeps.table` compares."""
     compared = set(sized_runs(runs).run)
-    for settings, base in _groups(runs):
-        compared |= {run.folder.name for key, found in settings.items() if _distance(base, key) < 2 for run in found}
+    for settings, _, _ in _groups(runs):
+        compared |= {run.folder.name for found in settings.values() for run in found}
     return [run for run in runs if run.problem or run.split == "test" or run.folder.name not in compared]
 
 
 def _groups(runs):
-    """[({values of FIELDS: runs}, the base among them)] of the runs on held-out images that differ in FIELDS and the seed alone."""
+    """[({values of FIELDS: runs} of a base and its departures in one field, the base's values, whether it is the first of its frame)].
+
+    A frame: the runs on held-out images that differ in FIELDS and the seed alone.
+    """
     frames = {}
     for run in usable(runs):
         if run.variant in VARIANTS and run.split == "validation":
@@ -99,26 +103,38 @@ def _groups(runs):
             key = tuple(canonical(values[field]) for field in FIELDS)
             rest = {name: value for name, value in (parameters | values).items() if name not in (*FIELDS, "architecture", "recipe", "seed")}
             frames.setdefault(canonical(rest), {}).setdefault(key, []).append(run)
-    groups = []
-    for settings in frames.values():
-        near = {key: sum(_distance(key, other) == 1 for other in settings) for key in settings}
-        base = max(near, key=lambda key: (near[key], -len(settings[key][0].overrides)))
-        if near[base]:
-            groups.append((settings, base))
-    return sorted(groups, key=lambda group: group[0][group[1]][0].label)
+    found = [groups for frame in frames.values() if (groups := _bases(frame))]
+    return [group for groups in sorted(found, key=lambda groups: _label(*groups[0])) for group in groups]
 
 
-def _rows(settings, base):
-    """The rows of one base; without one those of the paper's network, which say that nothing was run."""
+def _bases(frame):
+    """The groups of a frame, the largest first; every departure is in one of them."""
+    groups, left = [], set(frame)
+    while True:
+        near = {key: sum(_distance(key, other) == 1 for other in left) for key in frame}
+        base = max(frame, key=lambda key: (near[key], -len(frame[key][0].overrides)))
+        if not near[base]:
+            return groups
+        settings = {key: frame[key] for key in frame if key == base or key in left and _distance(base, key) == 1}
+        groups.append((settings, base, not groups))
+        left -= set(settings)
+
+
+def _label(settings, base, _):
+    return settings[base][0].label
+
+
+def _rows(settings, base, whole):
+    """The rows of one base, with `whole` those of what nobody ran too; without a base those of the paper's network."""
     here = settings[base][0] if settings else None
     values = Architecture.preset().as_dict() | Recipe.preset().as_dict()
     if here:
         values = here.info["parameters"]["architecture"] | here.info["parameters"]["recipe"]
     usual = tuple(canonical(values[field]) for field in FIELDS)
     for place, (words, field, answers) in enumerate(CHOICES):
-        seen = {key[place]: found for key, found in settings.items() if _distance(base, key) == 1 and key[place] != base[place]}
+        seen = {key[place]: found for key, found in settings.items() if key[place] != base[place]}
         for value in dict.fromkeys([*map(canonical, answers), *sorted(seen)]):
-            if value == usual[place]:
+            if value == usual[place] or not (whole or value in seen):
                 continue
             found = seen.get(value, [])
             reached = [{run.seed: run.accuracy for run in group if run.complete} for group in (settings.get(base, []), found)]

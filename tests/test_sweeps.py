@@ -230,6 +230,24 @@ def test_ablation_leaves_out_changes_of_two_fields_beside_changes_of_one_and_run
     assert set(table["tested on"]) == {"5,000 held-out training images"}
 
 
+def test_what_differs_from_the_base_in_two_fields_is_paired_with_a_base_of_its_own(tmp_path):
+    for change in ({}, dict(last_elu=False), dict(reduction="sum"), dict(output_norm=True)):
+        fabricate(tmp_path, 0.2, K=4, Q=9, **change)
+    for seed, accuracy in enumerate((0.15, 0.25)):
+        fabricate(tmp_path, accuracy, K=4, Q=9, seed=seed, output_norm=True, factorised=False)
+    fabricate(tmp_path, 0.4, K=4, Q=9, output_norm=True, factorised=False, padding_mode="periodic")
+    loaded = stored(tmp_path)
+    table = ablations.table(loaded)
+    row = one(table[table.base.str.contains("output_norm True")], field="factorised")
+    assert (row["base has"], row["changed to"], row["difference (points)"], row["n"]) == ("True", "False", "-5.00", 1)
+    row = one(table[table.base.str.contains("factorised False")], field="padding_mode")  # three fields from the first base
+    assert (row["changed to"], row["accuracy, base"], row["accuracy, changed"], row["difference (points)"]) == (
+        "periodic", "15.00", "40.00", "+25.00")
+    first = table[table.base == "HCNN K=4 Q=9, lr 0.02, schedule cosine"]
+    assert set(first[first.n > 0].field) == {"last_elu", "reduction", "output_norm"} and one(first, field="factorised")["n"] == 0
+    assert len(table[table.n > 0]) == 5 and ablations.in_no_table(loaded) == []
+
+
 def test_runs_in_the_tables_of_sizes_and_choices_are_not_listed_again_but_all_others_are(tmp_path):
     shown = [dict(), dict(Q=2), dict(reduction="sum"), dict(reduction="sum", seed=1, epochs_done=1)]
     others = [dict(reduction="sum", last_elu=False, padding="same"), dict(split="test"), dict(split="test", Q=2),
