@@ -45,7 +45,7 @@ def parser():
     p.add_argument("--datasets", nargs="+", default=["cifar10", "cifar100"], choices=DATASETS)
     p.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=(*VARIANTS, *SYSTEMS))
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
-    p.add_argument("--further", action="store_true", help="then periodic boundaries, `released`, seeds 1 to 4, other Q, larger K")
+    p.add_argument("--further", action="store_true", help="then periodic boundaries, `released`, seeds 1 to 4, other Q, w itself, larger K")
     p.add_argument("--max-seconds", type=float, default=float("inf"), help="for all of them; the same command continues")
     p.add_argument("--out", help="folder of the runs (default: results/runs)")
     _machine(p)
@@ -187,8 +187,8 @@ def _passed_on(options, *names):
 def run_ablations(options):
     from .ablations import commands  # pandas takes a second to import
 
-    arguments = _passed_on(options, "precision", "train_size", "max_seconds", "out", "dataset_root", "device", "threads")
-    plan = commands(*settings(options), options.dataset, options.seeds, arguments)
+    arguments = _passed_on(options, "train_size", "max_seconds", "out", "dataset_root", "device", "threads")
+    plan = commands(*settings(options), options.precision, options.dataset, options.seeds, arguments)
     return report(run_all(plan, options.workers, _say), _say)
 
 

@@ -277,7 +277,7 @@ def learning_curves(curves, title):
         shown = curves[curves.setting == setting]
         sns.lineplot(shown, x="epoch", y="accuracy", hue="network", hue_order=sorted(set(shown.network)), palette="colorblind",
                      style="images", dashes={"training": (2, 1.5), "test": "", "held out": (5, 1, 1, 1)},
-                     errorbar="sd", ax=ax, marker="o" if shown.epoch.max() <= 20 else None)
+                     errorbar="sd", ax=ax, markers={"training": "^", "test": "o", "held out": "s"} if shown.epoch.max() <= 20 else False)
         ax.set_ylabel("accuracy (%)")
         ax.set_title(setting, fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

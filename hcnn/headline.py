@@ -6,7 +6,9 @@ FURTHER = [
     ("hcnn-plus", 0, ["--preset", "released"]),  # the authors' code
     *((variant, seed, []) for seed in (1, 2, 3, 4) for variant in ("hcnn", "hcnn-plus")),
     *((variant, 0, ["--Q", str(Q)]) for Q in (9, 16) for variant in ("hcnn", "hcnn-plus")),  # "relative increase of 4.2% and then of 1.1%"
-    ("hcnn", 0, ["--set", "factorised=false"]),  # does the factorisation precondition and regularise?
+    # Does the factorisation precondition and regularise? w itself, and both with the normalisation without which w may not learn.
+    *(("hcnn", 0, [text for change in changes for text in ("--set", change)])
+      for changes in (["factorised=false"], ["factorised=false", "output_norm=true"], ["output_norm=true"])),
     ("hcnn", 0, ["--K", "24", "--Q", "64"]),  # "larger K and Q"
 ]
 FURTHER_CIFAR100 = [training for training in FURTHER if training[1] > 0]

@@ -76,6 +76,7 @@ class Run:
     dataset, substitutes = _entry("parameters", "dataset"), _entry("parameters", "substitutes")
     variant, padding_mode = _entry("parameters", "architecture", "variant"), _entry("parameters", "architecture", "padding_mode")
     seed, split, epochs = _entry("parameters", "seed"), _entry("parameters", "split"), _entry("parameters", "recipe", "epochs")
+    precision = _entry("parameters", "precision")
     epochs_done, train_images, test_images = _entry("epochs_done"), _entry("train_images"), _entry("test_images")
     seconds, device, images_per_second = _entry("seconds"), _entry("device"), _entry("images_per_second")
     system = property(lambda run: run.architecture.name)
@@ -110,10 +111,11 @@ class Run:
 
     @property
     def label(self):
-        """System, K, Q and what else sets the network and its recipe apart from the preset; nothing about seed, images and epochs."""
+        """System, K, Q and what else sets network, recipe and precision apart from the preset; nothing about seed, images and epochs."""
         others = [f"{name} {plain(value)}" for name, value in self.overrides.items() if name not in ("K", "Q", "epochs", "teacher")]
         system = f"{self.system} K={self.K} Q={self.Q}" if self.variant in VARIANTS else self.system
-        return ", ".join([system, *(["released"] if self.preset == "released" else []), *others])
+        words = [system, "released" if self.preset == "released" else "", *others, "" if self.precision == "fast" else self.precision]
+        return ", ".join(filter(None, words))
 
 
 def load_runs(root=None, log=print):
@@ -177,9 +179,11 @@ def departures(run):
     if run.preset == "released":
         reasons.append(f"preset {run.preset}")
     reasons += [f"{name} {plain(value)} instead of {plain(usual[name])}" for name, value in run.overrides.items() if name != "teacher"]
+    if run.precision != "fast":  # beside the fast run of the same seed it would be counted twice
+        reasons.append(f"precision {run.precision} instead of fast")
     if run.variant == "wrn-student":
         name, seed = run.architecture.teacher, re.search(r"-s(\d+)-", run.architecture.teacher)
-        if not seed or name != teacher_name(run.dataset, int(seed[1]), run.split, run.info["parameters"]["precision"]):
+        if not seed or name != teacher_name(run.dataset, int(seed[1]), run.split, run.precision):
             reasons.append(f"teacher {name} instead of WRN-40-1 as published, on all images")
     if not run.complete:
         reasons.append(f"unfinished: {run.epochs_done} of {run.epochs} epochs")

@@ -24,8 +24,7 @@ SETTING = ["data", "system", "setting"]  # the columns that runs must share to b
 def setting(run):
     """In words, all that a run of HCNN or HCNN(+) was trained with except data set, system, K, Q and seed."""
     _, _, others = run.label.partition(", ")
-    precision = run.info["parameters"]["precision"]
-    parts = [f"{run.train_images:,} training images", run.length, others, "" if precision == "fast" else precision]
+    parts = [f"{run.train_images:,} training images", run.length, others]
     return "; ".join([", ".join(filter(None, parts)), f"tested on {run.tested_on}"])
 
 

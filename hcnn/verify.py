@@ -32,6 +32,7 @@ TABLES = {
     "table1": lambda stored: results.table("cifar10", stored), "table2": lambda stored: results.table("cifar100", stored),
     "other_runs": lambda stored: results.other_runs(ablations.in_no_table(stored)), "ledger": results.ledger, "summary": results.summary,
     "sweep": sweeps.table, "gain_of_Q": sweeps.gain_of_Q, "ablations": ablations.table,
+    "factorisation": lambda stored: ablations.pairs(stored, "factorised"), "precision": lambda stored: ablations.pairs(stored, "precision"),
 } | INTERPRETED
 
 

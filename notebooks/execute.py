@@ -63,7 +63,7 @@ PROFILES = {
     "paper": {
         "03_train_cifar10": PAPER, "04_train_cifar100": PAPER,
         "06_interpretation": dict(database=None, queries=None, altered=500, out="results"),
-        "07_speed": dict(measure="all", compare_epochs=10),
+        "07_speed": dict(measure="all", compare_epochs=10, out="results"),
     },
 }
 DIGITS = {"small": dict(epochs=10, train_size=None, lr=0.05)}  # changed further where digits are trained on: they are 1,500

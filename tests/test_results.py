@@ -30,12 +30,12 @@ def claims(tmp_path_factory):
 
 
 def fabricate(root, accuracy=0.9, dataset="cifar10", variant="hcnn", preset="paper", seed=0, split="test", train_size=None,
-              substitutes=None, epochs_done=None, best=None, recipe=None, **architecture):
+              substitutes=None, epochs_done=None, best=None, recipe=None, precision="fast", **architecture):
     """A run folder as `train` leaves it, without weights; best: an accuracy that an earlier epoch reached."""
     architecture = Architecture.preset(dataset, variant, preset, **architecture)
     recipe = Recipe.preset(preset, **(recipe or {}))
     parameters = dict(dataset=dataset, substitutes=substitutes, architecture=architecture.as_dict(), recipe=recipe.as_dict(), seed=seed,
-                      split=split, train_size=train_size, precision="fast")
+                      split=split, train_size=train_size, precision=precision)
     done = recipe.epochs if epochs_done is None else epochs_done
     train, test = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1_500, 297)}[dataset]
     if split == "validation":
@@ -157,6 +157,7 @@ def test_run_on_cifar100_counts_in_table_2_alone(tmp_path):
     (dict(recipe=dict(epochs=100)), "epochs 100 instead of 240"),
     (dict(recipe=dict(lr=0.05)), "lr 0.05 instead of 0.25"),
     (dict(recipe=dict(schedule="cosine")), "schedule cosine instead of step"),
+    (dict(precision="strict"), "precision strict instead of fast"),
     (dict(variant="hcnn-plus", preset="released"), "preset released"),
     (dict(dataset="digits"), "digits"),
     (dict(dataset="digits", substitutes="cifar10"), "digits in place of CIFAR-10"),

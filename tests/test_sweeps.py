@@ -230,22 +230,33 @@ def test_ablation_leaves_out_changes_of_two_fields_beside_changes_of_one_and_run
     assert set(table["tested on"]) == {"5,000 held-out training images"}
 
 
-def test_what_differs_from_the_base_in_two_fields_is_paired_with_a_base_of_its_own(tmp_path):
-    for change in ({}, dict(last_elu=False), dict(reduction="sum"), dict(output_norm=True)):
+def test_pairs_compare_one_field_wherever_nothing_else_differs(tmp_path):
+    for change in ({}, dict(last_elu=False), dict(reduction="sum"), dict(factorised=False)):
         fabricate(tmp_path, 0.2, K=4, Q=9, **change)
-    for seed, accuracy in enumerate((0.15, 0.25)):
-        fabricate(tmp_path, accuracy, K=4, Q=9, seed=seed, output_norm=True, factorised=False)
-    fabricate(tmp_path, 0.4, K=4, Q=9, output_norm=True, factorised=False, padding_mode="periodic")
+    for seed, (factorised, direct) in enumerate(((0.30, 0.26), (0.32, 0.24))):
+        fabricate(tmp_path, factorised, K=4, Q=9, seed=seed, output_norm=True)
+        fabricate(tmp_path, direct, K=4, Q=9, seed=seed, output_norm=True, factorised=False)
+    fabricate(tmp_path, K=4, Q=9, factorised=False, recipe=SHORT | dict(lr=0.05))  # without its partner
     loaded = stored(tmp_path)
-    table = ablations.table(loaded)
-    row = one(table[table.base.str.contains("output_norm True")], field="factorised")
-    assert (row["base has"], row["changed to"], row["difference (points)"], row["n"]) == ("True", "False", "-5.00", 1)
-    row = one(table[table.base.str.contains("factorised False")], field="padding_mode")  # three fields from the first base
-    assert (row["changed to"], row["accuracy, base"], row["accuracy, changed"], row["difference (points)"]) == (
-        "periodic", "15.00", "40.00", "+25.00")
-    first = table[table.base == "HCNN K=4 Q=9, lr 0.02, schedule cosine"]
-    assert set(first[first.n > 0].field) == {"last_elu", "reduction", "output_norm"} and one(first, field="factorised")["n"] == 0
-    assert len(table[table.n > 0]) == 5 and ablations.in_no_table(loaded) == []
+    table = ablations.pairs(loaded, "factorised")
+    assert list(table.n) == [1, 2] and set(table["changed to"]) == {"False"}
+    row = one(table, n=2)
+    assert (row["base"], row["accuracy, base"], row["accuracy, changed"]) == (
+        "HCNN K=4 Q=9, output_norm True, lr 0.02, schedule cosine", "31.00", "25.00")
+    assert (row["difference (points)"], row["deviation"]) == ("-6.00", f"{statistics.stdev([-4, -8]):.2f}")
+    assert {(run.K, run.overrides["lr"]) for run in ablations.in_no_table(loaded)} == {(4, 0.05)}
+    assert set(ablations.pairs([], "factorised")["difference (points)"]) == {"not run"}
+
+
+def test_fast_and_strict_runs_of_one_seed_are_a_pair_and_one_line_each(tmp_path):
+    for seed, (fast, strict) in enumerate(((0.30, 0.31), (0.34, 0.32))):
+        fabricate(tmp_path, fast, K=4, Q=9, seed=seed)
+        fabricate(tmp_path, strict, K=4, Q=9, seed=seed, precision="strict")
+    loaded = stored(tmp_path)
+    found = one(ablations.pairs(loaded, "precision"))
+    assert (found["accuracy, base"], found["accuracy, changed"], found["changed to"], found["n"]) == ("32.00", "31.50", "strict", 2)
+    assert (found["difference (points)"], found["deviation"]) == ("-0.50", f"{statistics.stdev([1, -2]):.2f}")
+    assert {run.label for run in loaded} == {found["base"], found["base"] + ", strict"}  # or else their curves would be averaged
 
 
 def test_runs_in_the_tables_of_sizes_and_choices_are_not_listed_again_but_all_others_are(tmp_path):
@@ -278,7 +289,7 @@ def test_ablations_without_runs_are_a_row_for_every_choice_not_run():
 
 
 def test_the_first_answer_to_every_choice_is_that_of_the_preset_paper():
-    values = Architecture().as_dict() | Recipe().as_dict()
+    values = Architecture().as_dict() | Recipe().as_dict() | dict(precision="fast")
     for _, field, answers in ablations.CHOICES:
         assert values[field] == json.loads(json.dumps(answers[0])) and len(set(answers)) == len(answers) > 1
 
@@ -287,18 +298,18 @@ def test_the_first_answer_to_every_choice_is_that_of_the_preset_paper():
 def test_commands_train_what_the_table_pairs(variant, preset):
     architecture = Architecture.preset("cifar10", variant, preset, K=4, Q=2)
     recipe = Recipe.preset(preset, epochs=1)
-    plan = ablations.commands(architecture, recipe, "cifar10", [0, 3], ["--train-size", "50"])
+    plan = ablations.commands(architecture, recipe, "fast", "cifar10", [0, 3], ["--train-size", "50"])
     asked = []
     for command in plan.values():
         assert command[1:4] == ["-m", "hcnn", "train"] and command[-2:] == ["--train-size", "50"]
         options = parser().parse_args(command[3:])
         assert options.split == "validation" and options.train_size == 50
-        asked.append((options.seed, *settings(options)))
-    base = architecture.as_dict() | recipe.as_dict()
-    assert asked[0] == (0, architecture, recipe) and len(asked) == len({repr(item) for item in asked})
+        asked.append((options.seed, *settings(options), options.precision))
+    base = architecture.as_dict() | recipe.as_dict() | dict(precision="fast")
+    assert asked[0] == (0, architecture, recipe, "fast") and len(asked) == len({repr(item) for item in asked})
     for seed, *changed in asked[1:len(asked) // 2]:
         assert seed == 0
-        values = changed[0].as_dict() | changed[1].as_dict()
+        values = changed[0].as_dict() | changed[1].as_dict() | dict(precision=changed[2])
         (field,) = [name for name in base if values[name] != base[name]]
         assert field in ablations.FIELDS
     assert [item[0] for item in asked] == [0] * (len(asked) // 2) + [3] * (len(asked) // 2)
@@ -332,3 +343,5 @@ def test_figures_are_drawn_from_the_tables(tmp_path):
 
 def test_tables_of_the_repository_have_their_rules():
     assert [verify.TABLES[name] for name in ("sweep", "gain_of_Q", "ablations")] == [sweeps.table, sweeps.gain_of_Q, ablations.table]
+    for name, field in (("factorisation", "factorised"), ("precision", "precision")):
+        assert list(verify.TABLES[name]([]).field) == [field]
