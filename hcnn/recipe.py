@@ -18,7 +18,7 @@ def _number(value):
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Minibatch SGD with momentum, its learning-rate schedule and the augmentation; the defaults are the paper's (section 5).
+    """Minibatch SGD with momentum, its learning-rate schedule and the augmentation; the defaults are the paper's (section 4.2).
 
     lr: the starting rate. schedule `step`: lr times multipliers[i] after milestones[i - 1], milestones as fractions of the run,
     so that another number of epochs scales them; `cosine`: a linear rise over the first 5%, then a cosine to zero. weight_decay:

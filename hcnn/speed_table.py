@@ -126,7 +126,7 @@ def check(path=FILE):
     return findings
 
 
-README = ("", "device", "written with PyTorch's convolutions", "here", "ratio", "memory, share of the former's")
+README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio", "memory, share of the former's")
 
 
 def readme_rows(stored):

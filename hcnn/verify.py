@@ -1,11 +1,12 @@
 """Recompute from the run folders alone whatever the repository says of its trainings: `make verify`.
 
-Every function returns its findings as a list of sentences, empty where all is right: a run folder against itself, tables and
-README against the runs, stored networks against the images.
+Every function returns its findings as a list of sentences, empty where all is right: a run folder against itself, tables, README
+and executed notebooks against the runs and their sources, stored networks against the images.
 """
 
 import csv
 import io
+import json
 import re
 from functools import cache
 from math import comb, fsum, isclose, isfinite
@@ -56,6 +57,7 @@ def verify(folder=None, accuracy="sample", dataset_root=None, device="auto", log
     tables = {name: make(stored) for name, make in TABLES.items()}
     measured = speed_table.readme_rows(speed_table.load(folder / "tables" / "speed.csv"))
     findings += check_tables(folder / "tables", tables, log) + check_readme(folder.parent / "README.md", stored, log, measured)
+    findings += check_notebooks(folder / "notebooks", folder.parent / "notebooks")
     log(f"{len(stored)} runs, {len(list((folder / 'tables').glob('*.csv')))} tables: {len(findings) or 'no'} differences")
     return findings
 
@@ -211,6 +213,21 @@ def _differences(name, found, expected):
         if len(row) != len(right):
             return [f"{name}: row {i} has {len(row)} cells, it must have {len(right)}"]
     return []
+
+
+def check_notebooks(folder, origins):
+    """Executed copies against their notebooks: the same cells, but for the parameters of the execution."""
+    findings = []
+    for origin in sorted(origins.glob("*.ipynb")):
+        for copy in sorted({*folder.glob(f"{origin.stem}.ipynb"), *folder.glob(f"{origin.stem}-*.ipynb")}):
+            if _sources(copy) != _sources(origin):
+                findings.append(f"notebooks/{copy.name}: the cells are no longer those of {origin.name}; execute it again")
+    return findings
+
+
+def _sources(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
 
 
 def check_readme(path, stored, log=print, measured=None):

@@ -2,6 +2,8 @@
 
 import shutil
 
+import nbformat
+import nbformat.v4 as v4
 import pytest
 from scipy.stats import binomtest
 
@@ -139,6 +141,20 @@ def test_headline_runs_stand_in_the_readme_with_deviation_and_number(right):
     for n, ours in ((1, "91.00%, one seed"), (2, "91.50% ± 0.71, n = 2")):
         paper, _ = verify.readme_tables(runs_of_paper[:n]).values()
         assert paper[0] == (*row, ours, "90", "a GPU")
+
+
+def test_an_executed_notebook_whose_cells_have_changed_since_is_found(repository):
+    own, copies = repository.parent / "notebooks", repository / "notebooks"
+    own.mkdir()
+    copies.mkdir()
+    cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell("K = 4", metadata={"tags": ["parameters"]}), v4.new_code_cell("print(K)")]
+    given = v4.new_code_cell("K = 8", metadata={"tags": ["injected-parameters"]})
+    nbformat.write(v4.new_notebook(cells=cells), own / "03_train.ipynb")
+    nbformat.write(v4.new_notebook(cells=[*cells[:2], given, v4.new_code_cell("print(K)", outputs=[v4.new_output("stream", text="8")])]),
+                   copies / "03_train-K8.ipynb")
+    assert findings(repository) == []
+    nbformat.write(v4.new_notebook(cells=cells[:2]), own / "03_train.ipynb")
+    assert findings(repository) == ["notebooks/03_train-K8.ipynb: the cells are no longer those of 03_train.ipynb; execute it again"]
 
 
 def test_a_run_that_is_lost_or_new_changes_what_tables_and_readme_must_say(repository):
