@@ -68,7 +68,7 @@ PROFILES = {
 }
 DIGITS = {"small": dict(epochs=10, train_size=None, lr=0.05)}  # changed further where digits are trained on: they are 1,500
 TRAINED_ON = {"03_train_cifar10": "cifar10", "04_train_cifar100": "cifar100"}
-NO_CHANGE = ("variant", "dataset", "out", "max_seconds")  # named otherwise in an executed copy, or no part of what is trained
+NO_CHANGE = ("variant", "out", "max_seconds")  # named otherwise in an executed copy, or no part of what is trained
 NETWORK = {"variant": "variant", "preset": "preset", "K": "K", "Q": "Q", "J": "J", "boundary": "padding_mode"}  # parameter: field
 
 
@@ -155,7 +155,8 @@ def planned(path, profile, given):
     on_digits = path.stem in TRAINED_ON and (dataset == "digits" or digits_stand_in(dataset))
     usual = usual | (DIGITS.get(profile, {}) if on_digits else {})
     before = {name: default for name, (default, _) in defaults(path).items()} | usual
-    changed = {key: value for key, value in sorted(given.items()) if key not in NO_CHANGE and value != before[key]}
+    own = NO_CHANGE + (("dataset",) if on_digits else ())
+    changed = {key: value for key, value in sorted(given.items()) if key not in own and value != before[key]}
     tag = "".join(f"-{key}{re.sub('[^A-Za-z0-9.+-]+', '_', str(value))}" for key, value in changed.items())
     if len(tag) > 60:
         tag = "-" + hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]

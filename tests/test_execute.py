@@ -222,6 +222,14 @@ def test_output_says_when_digits_stand_in(folder, monkeypatch):
     assert outputs(folder) == ["03_train_cifar10-hcnn-digits-K4.ipynb"]
 
 
+def test_copies_of_different_data_sets_have_different_names(monkeypatch):
+    monkeypatch.setattr(execute, "digits_stand_in", lambda name: False)
+    for notebook, names in (("03_train_cifar10", {"cifar10": "03_train_cifar10-hcnn", "digits": "03_train_cifar10-hcnn-digits"}),
+                            ("06_interpretation", {"cifar10": "06_interpretation-hcnn", "cifar100": "06_interpretation-hcnn-datasetcifar100"})):
+        for dataset, name in names.items():
+            assert execute.planned(ROOT / "notebooks" / f"{notebook}.ipynb", "smoke", {"dataset": dataset})[2] == name
+
+
 def test_small_profile_takes_all_digits_where_they_stand_in(folder, monkeypatch):
     monkeypatch.setattr(execute, "check", lambda path, parameters: None)
     path = execute.find("03")
