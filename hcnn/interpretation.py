@@ -158,7 +158,8 @@ def progression(found):
     weights = bootstrap(len(own), 1000)
     replicates = np.concatenate([cases.mean(-1)[None], np.moveaxis(cases @ weights.T, -1, 0)])  # the first is the sample itself
     translated, permuted, untranslated = np.moveaxis(replicates, 1, 0)
-    ranks = pd.DataFrame(translated).rank(axis=1)
+    kept = (translated * moved.sum() * len(own)).round()  # whole numbers, so that rounding breaks no tie
+    ranks = pd.DataFrame(kept).rank(axis=1)
     statistics = {
         "rank correlation with depth": ranks.corrwith(pd.Series(range(translated.shape[1]), dtype=float), axis=1).to_numpy(),
         "deepest - shallowest": translated[:, -1] - translated[:, 0],

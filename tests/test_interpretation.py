@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, spearmanr
 
 from hcnn import HCNN, Architecture, interpretation, properties
 from hcnn import interpretation_figures as drawing
@@ -206,6 +206,16 @@ def test_progression_tells_a_rise_with_depth_from_a_constant():
     constant = planted(lambda own, j: np.where(draw.random(len(own)) < 0.5, own, (own + 1) % 10))
     flat = interpretation.progression(constant).set_index("statistic")
     assert flat.loc["deepest - shallowest", "low"] < 0.05 and abs(flat.loc["translated - nearest", "value"]) < 0.05
+
+
+def test_rank_correlation_with_depth_counts_equal_probabilities_as_equal():
+    m, draw = 60, np.random.default_rng(0)
+    found = planted(lambda own, j: np.where(draw.random(m) < 0.3, own, (own + 1) % 10), m, depths=range(3, 12), taus=range(8))
+    kept = (found["labels"][found["index"]] == found["query_labels"])[:, 1:].sum(1)
+    resamples = np.rint(bootstrap(m, 1000) * m).astype(int)
+    exact = [spearmanr(found["depths"], kept @ resample).statistic for resample in resamples]
+    row = interpretation.progression(found).set_index("statistic").loc["rank correlation with depth"]
+    assert (row.low, row.high) == pytest.approx(tuple(np.quantile(exact, (0.025, 0.975))), abs=1e-12)
 
 
 def test_best_translation_recovers_a_planted_one_and_what_it_leaves():

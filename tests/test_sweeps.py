@@ -282,6 +282,17 @@ def test_ablation_says_of_what_could_not_be_trained_where_it_stopped_and_of_the_
     assert set(table[table.field != "reduction"]["difference (points)"]) == {"not run"}
 
 
+def test_ablation_says_not_run_once_of_the_base_with_the_most_departures(tmp_path):
+    for change in ({}, dict(last_elu=False), dict(reduction="sum")):
+        fabricate(tmp_path, K=4, Q=9, **change)
+    for precision in ("fast", "strict"):
+        fabricate(tmp_path, K=8, Q=9, precision=precision)
+    table = departures(tmp_path)
+    bases = {base: rows for base, rows in table.groupby("base")}
+    assert {base[:8]: len(rows) for base, rows in bases.items()} == {"HCNN K=4": len(ablations.table([])), "HCNN K=8": 1}
+    assert one(table, field="precision", n=1)["base"].startswith("HCNN K=8")
+
+
 def test_ablations_without_runs_are_a_row_for_every_choice_not_run():
     table = ablations.table([])
     assert list(dict.fromkeys(table.field)) == ablations.FIELDS and set(table["difference (points)"]) == {"not run"}
