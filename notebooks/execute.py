@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import time
 import warnings
+from base64 import b64decode, b64encode
 from dataclasses import fields
 from pathlib import Path
 
@@ -219,8 +220,10 @@ def say(line):
     print(line, flush=True)
 
 
-def without_traces(notebook):
-    """Remove what a kept copy should not tell: paths of this machine, and papermill's notes, which hold some."""
+def kept(notebook):
+    """What a kept copy holds: no paths of this machine, nor papermill's notes, which hold some; pictures in few bytes."""
+    from hcnn.figures import compact  # matplotlib takes seconds to import
+
     def shorten(text):
         return text.replace(f"{ROOT}{os.sep}", "").replace(f"{Path.home()}{os.sep}", "~/")
 
@@ -234,6 +237,8 @@ def without_traces(notebook):
             for kind, content in output.get("data", {}).items():
                 if isinstance(content, str) and kind.startswith("text/"):
                     output["data"][kind] = shorten(content)
+                if kind == "image/png":
+                    output["data"][kind] = b64encode(compact(b64decode(content))).decode()
     return notebook
 
 
@@ -254,7 +259,7 @@ def execute(path, parameters, name):
     except (PapermillExecutionError, DeadKernelError) as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
         raise RuntimeError(f"{shown} failed: {reason}\n  the failed copy is {working}") from error
-    write_bytes(output, (nbformat.writes(without_traces(notebook)) + "\n").encode())
+    write_bytes(output, (nbformat.writes(kept(notebook)) + "\n").encode())
     shutil.rmtree(working.parent)
     print(f"{shown}: {time.perf_counter() - started:.0f} s", flush=True)
 

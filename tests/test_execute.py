@@ -1,8 +1,10 @@
 """The notebook runner: what it refuses, what it leaves behind, and the form every notebook must have."""
 
 import ast
+import base64
 import errno
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 import nbformat
 import nbformat.v4 as v4
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -35,6 +38,7 @@ CELLS = [
     ("# NBVAL_CHECK_OUTPUT\nprint(K)", []),
     ("import os\nprint('in', os.getcwd())", []),
     ("assert K != 12, 'twelve fails'", []),
+    ("import matplotlib.pyplot as plt\nplt.plot([1, K])\nplt.show()", []),
 ]
 
 
@@ -118,6 +122,13 @@ def test_executed_copy_has_the_parameters_and_no_path_of_the_machine(folder, cap
     assert "K = 4" in injected[0] and "sizes = [3]" in injected[0] and 'variant = "hcnn-plus"' in injected[0]
     assert [cell.outputs[0].text for cell in notebook.cells if cell.source.startswith(execute.CHECKED)] == ["4\n"]
     assert re.search(r"^03_train_cifar10 K=4 .*: \d+ s$", capsys.readouterr().out, re.M)
+
+
+def test_pictures_of_an_executed_copy_have_few_colours_and_bytes(folder):
+    assert execute.main(["03"]) == 0
+    notebook = nbformat.read(folder / "results" / "notebooks" / outputs(folder)[0], as_version=4)
+    png = base64.b64decode(notebook.cells[-1].outputs[-1].data["image/png"])
+    assert Image.open(io.BytesIO(png)).mode == "P" and len(png) < 10_000
 
 
 def test_failed_run_leaves_no_output_and_names_the_failed_copy(folder, capsys):
@@ -262,8 +273,8 @@ def test_refresh_keeps_outputs_of_checked_cells_only(folder):
     path = folder / "notebooks" / "03_train_cifar10.ipynb"
     assert execute.main(["--refresh", "03"]) == 0
     cells = nbformat.read(path, as_version=4).cells
-    assert [cell.execution_count for cell in cells] == [None, 2, None, None]
-    assert [cell.outputs for cell in cells if not cell.source.startswith(execute.CHECKED)] == [[], [], []]
+    assert [cell.execution_count for cell in cells] == [None, 2, None, None, None]
+    assert [cell.outputs for cell in cells if not cell.source.startswith(execute.CHECKED)] == [[], [], [], []]
     assert cells[1].outputs[0].text == "8\n"
 
 

@@ -1,9 +1,12 @@
 """Figures are drawn for any network and saved whole, the same bytes each time."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hcnn import Architecture, figures
 
@@ -29,6 +32,18 @@ def test_architecture_figure_writes_every_size_of_the_network(a):
         attributes, (height, width) = a.shape(j)[:-2], a.shape(j)[-2:]
         assert " × ".join(map(str, attributes)) in texts and f"{height} × {width}" in texts
     assert any(f"{a.layers[1].full_filter:,} weights" in text for text in texts)
+
+
+def test_compact_png_has_a_third_of_the_bytes_and_no_colour_that_differs_visibly():
+    fig, ax = plt.subplots(figsize=(6, 4), dpi=150)
+    for i, colour in enumerate(plt.get_cmap("viridis")(np.linspace(0, 1, 8))):
+        ax.plot(np.sin(np.arange(200) / 20 + i), color=colour)
+    png = io.BytesIO()
+    fig.savefig(png, format="png")
+    small = figures.compact(png.getvalue())
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (png.getvalue(), small))
+    assert before.shape == after.shape and abs(before - after).max() < 32 and abs(before - after).mean() < 0.5
+    assert len(small) < 0.4 * len(png.getvalue())
 
 
 def test_two_saves_give_the_same_png_and_pdf(tmp_path):
