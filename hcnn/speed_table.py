@@ -47,18 +47,19 @@ def cases(device="cpu", threads=2):
 def measure_all(some, path=FILE, again=False, log=print):
     """Measure cases one after the other and keep the rows of each as soon as it is done; those that have rows are left out.
 
-    again: measure them anew. Returns the table.
+    again: measure them anew. Returns the rows of these cases on this machine.
     """
     for number, case in enumerate(some, 1):
         name = f"{number} of {len(some)}: {case.what} {VARIANTS[case.variant]} K={case.K} Q={case.Q} batch {case.batch} size {case.size}"
         name += f", {case.device}, {case.threads} threads" + (f", {case.processes} processes" if case.processes > 1 else "")
-        if not again and _known(case, load(path)):
+        if not again and _mine(case, load(path)).any():
             log(f"{name}: known")
             continue
         made = table(run(case, log))
         merge(made, path)
         log(f"{name}: " + ", ".join(f"{r.path} {r.precision} {r.seconds:.3g} s ({r.ratio:.1f})" for r in made.itertuples()))
-    return load(path)
+    stored = load(path)
+    return pd.concat([stored[_mine(case, stored)] for case in some]) if some else stored.head(0)
 
 
 def table(rows):
@@ -85,15 +86,15 @@ def merge(rows, path=FILE):
     write_bytes(path, both.to_csv(index=False).encode())
 
 
-def _known(case, stored):
-    """Whether the stored table has rows of a case, measured on this processor with this torch."""
+def _mine(case, stored):
+    """Which rows of the stored table are of a case, measured on this processor with this torch."""
     import torch
 
     from .device import device_name
 
     here = dict(processor=device_name(torch.device(case.device)), torch=torch.__version__)
     want = here | {name: getattr(case, name) for name in KEY if hasattr(case, name)}
-    return bool((stored[list(want)] == pd.Series(want)).all(axis=1).any())
+    return (stored[list(want)] == pd.Series(want)).all(axis=1)
 
 
 # ---- what can be checked without measuring

@@ -271,7 +271,9 @@ def strip(notebook):
             continue
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})
         if cell.source.lstrip().startswith(CHECKED):
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")  # in however many pieces it came
+            others = [output for output in cell.outputs if output.output_type != "stream"]
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed)] * bool(printed) + others
         else:
             cell.outputs, cell.execution_count = [], None
     notebook.metadata = nbformat.from_dict({

@@ -68,6 +68,8 @@ def measured(tmp_path_factory):
     speed_table.measure_all(some, path, log=said.append)
     speed_table.measure_all(some, path, log=said.append)
     assert [line.endswith("known") for line in said if " of 2: " in line] == [False, False, True, True]
+    first = speed_table.measure_all(some[:1], path, log=said.append)  # of all that is stored, the rows of what was asked
+    assert set(first.variant) == {"hcnn"} and len(first) < len(speed_table.load(path))
     return path
 
 
