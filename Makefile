@@ -57,7 +57,7 @@ figures: $(ENVIRONMENT) ## tables and figures from the stored runs only (noteboo
 
 sweep ablations: DATASET = cifar10
 sweep ablations: VARIANTS = hcnn
-sweep ablations: MAX_SECONDS =
+sweep ablations speed: MAX_SECONDS =
 
 sweep: $(ENVIRONMENT) ## train a grid of sizes side by side: make sweep K=8,16 Q=9,16,32 VARIANTS=hcnn,hcnn-plus SEEDS=0,1
 	@$(if $(K)$(Q),,echo "Which sizes? make sweep K=8,16 Q=9,16,32"; exit 2)
@@ -76,8 +76,8 @@ headline: $(ENVIRONMENT) ## the paper's full trainings, resumed where they stopp
 	@exec $(PY) -m hcnn headline --datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS)) \
 	--max-seconds $(MAX_SECONDS) $(if $(FURTHER),--further)
 
-speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: results/tables/speed.csv
-	@$(PY) -m hcnn speed
+speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: results/tables/speed.csv, MAX_SECONDS=500
+	@$(PY) -m hcnn speed $(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS))
 
 test: pytest nbval ## every test, and every notebook with nbval
 

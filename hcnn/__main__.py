@@ -67,6 +67,7 @@ def parser():
 
     p = commands.add_parser("speed", help="measure training steps beside the literal implementation", allow_abbrev=False)
     p.add_argument("--again", action="store_true", help="measure what results/tables/speed.csv already has as well")
+    p.add_argument("--max-seconds", type=float, help="no case begins after so long; the same command continues")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -223,7 +224,8 @@ def run_data(options):
 def run_speed(options):
     from .speed_table import cases, measure_all  # pandas takes a second to import
 
-    measure_all(cases(choose_device(options.device).type, torch.get_num_threads()), again=options.again, log=_say)
+    measure_all(cases(choose_device(options.device).type, torch.get_num_threads()), again=options.again,
+                max_seconds=options.max_seconds, log=_say)
 
 
 def run_verify(options):

@@ -77,6 +77,13 @@ class Maxout(nn.Module):
         return x.unflatten(1, (2, -1)).amax(1)
 
 
+class GlobalMaxPool(nn.Module):
+    """The largest value of each map; AdaptiveMaxPool2d has no deterministic gradient on a GPU."""
+
+    def forward(self, x):
+        return x.amax((-2, -1), keepdim=True)
+
+
 def fitnet(net):
     """FitNet-4: 17 maxout convolutions, maximum over what is left of space, 500 maxout units, classes.
 
@@ -85,7 +92,7 @@ def fitnet(net):
     """
     at_images, later = map(nn.Dropout, net.dropout)
     layers, inputs = [at_images], net.in_channels
-    for widths, pool in (((32,) * 3 + (48,) * 2, nn.MaxPool2d(2)), ((80,) * 6, nn.MaxPool2d(2)), ((128,) * 6, nn.AdaptiveMaxPool2d(1))):
+    for widths, pool in (((32,) * 3 + (48,) * 2, nn.MaxPool2d(2)), ((80,) * 6, nn.MaxPool2d(2)), ((128,) * 6, GlobalMaxPool())):
         for width in widths:
             layers += [nn.Conv2d(inputs, 2 * width, 3, padding=1), Maxout()]
             inputs = width

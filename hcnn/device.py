@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 PRECISIONS = ("fast", "strict")
+WITHOUT = "HCNN_WITHOUT"  # environment: `graph`, `fused` or both, separated by commas, are not used on a GPU
 
 
 def choose_device(name="auto"):
@@ -42,23 +43,40 @@ def autocast_dtype(precision, device):
     return torch.bfloat16 if fast else torch.float32
 
 
+def switched_off(what):
+    """The reason, where the user does without a fast path (HCNN_WITHOUT=graph,fused); else None."""
+    return f"{WITHOUT}={os.environ[WITHOUT]}" if what in os.environ.get(WITHOUT, "").split(",") else None
+
+
 @contextmanager
 def numerics(precision, device):
     """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only. Restored at the end."""
     fast = precision == "fast" and device.type == "cuda"
     deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    benchmark = torch.backends.cudnn.benchmark
     if precision == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     try:
         torch.use_deterministic_algorithms(precision == "strict")
-        torch.set_float32_matmul_precision("high" if fast else "highest")
-        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = fast
-        yield
+        torch.backends.cudnn.benchmark = fast
+        with tf32(fast):
+            yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def tf32(allowed):
+    """Whether float32 products and convolutions may run in TF32 on a GPU, which is PyTorch's default for convolutions."""
+    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+        yield
+    finally:
         torch.set_float32_matmul_precision(kept[0])
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[1:]
+        torch.backends.cudnn.allow_tf32 = kept[1]
 
 
 def device_name(device):

@@ -4,17 +4,20 @@ import torch
 import torch.nn.functional as F
 
 from .data import standardise
+from .device import tf32
 
 
 def evaluate(network, images, labels, mean, std, batch_size=100):
-    """(loss, accuracy) of a network in evaluation mode: mean cross-entropy and share of right classes, in the network's own precision.
+    """(loss, accuracy) of a network in evaluation mode: mean cross-entropy and share of right classes, in the network's own precision,
+    without TF32.
 
     images: (N, 3, H, W) uint8, labels: (N,) int64, both on the network's device; mean, std as for `standardise`.
     Raises ValueError without images.
     """
     if len(labels) == 0:
         raise ValueError("images must be at least one, got none")
-    loss, correct = evaluation_sums(network, images, labels, mean, std, batch_size).tolist()
+    with tf32(False):
+        loss, correct = evaluation_sums(network, images, labels, mean, std, batch_size).tolist()
     return loss / len(labels), correct / len(labels)
 
 

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from .attribute_conv import mixing_matrix, pad_space, tap_reads, tap_table
+from .device import switched_off
 
 FUSED = "fused"
 SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have: the gradient of the matrix takes the most
 TRIAL_ERROR = 0.02  # relative, in the Euclidean norm: five roundings to bfloat16
+TRIALS = ((8, 16), 32, 1), ((8, 16), 17, 2), ((8, 16), 8, 1)  # grid, size, stride: all tiles of the network, and a partial one
 LARGEST = 2**31 - 1  # addresses are 32-bit
 
 
@@ -24,7 +26,7 @@ def path(x, h, outputs):
 
 def why_not(device, dtype, Q, k=3):
     """None, or the reason why Q filters of k x k are not fused on this device in this dtype."""
-    return _device_reason(device) or _reason(dtype, Q, k)
+    return _device_reason(device) or switched_off(FUSED) or _reason(dtype, Q, k) or _trial_reason(device)
 
 
 def mixed_elu(x, h, b, matrix, bias, reads, stride=1, padding_mode="zeros", padding="symmetric"):
@@ -54,18 +56,22 @@ def _device_reason(device):
         return f"{properties.name} has no matrix products in bfloat16"
     if properties.shared_memory_per_block_optin < SHARED_MEMORY:
         return f"{properties.name} has less than {SHARED_MEMORY // 1024} KiB of shared memory"
+
+
+@lru_cache
+def _trial_reason(device):
     with torch.autocast(device.type, enabled=False):
-        return trial(device)
+        return next(filter(None, (trial(device, *case) for case in TRIALS)), None)
 
 
 @torch.enable_grad()
-def trial(device, dtype=torch.bfloat16):
+def trial(device, grid, size, stride, dtype=torch.bfloat16):
     """None, or what is wrong when this device computes a layer and its gradients: they are compared with the unfused ones.
 
     Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training relies on it.
     """
     generator = torch.Generator().manual_seed(0)
-    grid, support, Q, filters = (4, 8), (7, 11), 32, 16
+    support, Q, filters = (7, 11), 32, 16
     rule = (grid, support, 2, "zeros")
     reads, table = tap_reads(*rule).to(device), tap_table(*rule).to(device)
 
@@ -73,17 +79,18 @@ def trial(device, dtype=torch.bfloat16):
         return torch.randn(shape, generator=generator).to(device)
 
     h, b, bias = normal(Q, 3, 3) / 3, normal(Q), normal(len(reads) * filters)
-    x, direction = normal(2, *grid, 9, 9), normal(2, 8 * filters, 5, 5)
+    side = -(-size // stride)
+    x, direction = normal(2, *grid, size, size), normal(2, len(reads) * filters, side, side)
     matrix = mixing_matrix(normal(filters, Q, *support) / (Q * 77) ** 0.5, table, reads)
     leaves = [t.requires_grad_() for t in (x, h, b, matrix, bias)]
     try:
-        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, stride=2)
+        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, stride)
         found = [found, *torch.autograd.grad(found, leaves, direction.to(found.dtype))]
     except Exception as error:  # whatever the compiler or the driver says: training goes on unfused
         said = str(error).strip().partition("\n")[0]
         return f"its kernels fail here ({type(error).__name__}: {said or 'no message'})"
-    z = F.elu(F.conv2d(x.flatten(0, 2)[:, None], h[:, None], b, stride=2, padding=1))
-    expected = F.conv2d(z.view(len(x), -1, 5, 5), matrix[:, :, None, None], bias)
+    z = F.elu(F.conv2d(x.flatten(0, 2)[:, None], h[:, None], b, stride=stride, padding=1))
+    expected = F.conv2d(z.view(len(x), -1, side, side), matrix[:, :, None, None], bias)
     expected = [expected, *torch.autograd.grad(expected, leaves, direction)]
     live = matrix.detach() != 0
     found[4], expected[4] = found[4] * live, expected[4] * live

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .device import switched_off
+
 WARM_UP = 3  # steps before the capture: they choose algorithms, compile kernels, make the momenta
 
 
@@ -20,7 +22,7 @@ def why_not(device, precision, processes, draws):
         return "strict training must give the same bits however often it is resumed"
     if processes > 1:
         return "several processes exchange messages within a step"
-    return "the network draws random numbers" if draws else None
+    return "the network draws random numbers" if draws else switched_off("graph")
 
 
 def device_lr(lr, device):
@@ -67,7 +69,9 @@ class GraphedStep:
         try:
             self.replay = _captured(lambda: self.step(*self.inputs), self.stream)
         except RuntimeError as error:  # of CUDA: what may not be captured, or memory; nothing was computed
-            self.log(f"no CUDA graph, steps go on kernel by kernel: {str(error).splitlines()[0]}")
+            cause = error.__context__ or error  # the end of a capture fails after what has spoilt it
+            self.log(f"no CUDA graph, steps go on kernel by kernel: {str(cause).partition(chr(10))[0]}. If memory runs out, start "
+                     "again with HCNN_WITHOUT=graph: what the capture had taken is not given back")
 
 
 def _new_stream():
@@ -86,7 +90,10 @@ def _on(stream):
 
 def _captured(work, stream):
     """A function that repeats work() on the GPU."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        work()
+    graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            work()
+    finally:
+        torch.cuda.set_stream(outer)  # a capture that fails leaves its own
     return graph.replay

@@ -1,5 +1,6 @@
 """results/tables/speed.csv: which cases are measured, how rows are added and checked, and what the README shows of them."""
 
+import time
 from math import isclose
 from pathlib import Path
 
@@ -44,17 +45,21 @@ def cases(device="cpu", threads=2):
     return list(dict.fromkeys(found))
 
 
-def measure_all(some, path=FILE, again=False, log=print):
+def measure_all(some, path=FILE, again=False, max_seconds=None, log=print):
     """Measure cases one after the other and keep the rows of each as soon as it is done; those that have rows are left out.
 
-    again: measure them anew. Returns the rows of these cases on this machine.
+    again: measure them anew. No case begins after `max_seconds`. Returns the rows of these cases on this machine.
     """
+    begin = time.monotonic()
     for number, case in enumerate(some, 1):
         name = f"{number} of {len(some)}: {case.what} {VARIANTS[case.variant]} K={case.K} Q={case.Q} batch {case.batch} size {case.size}"
         name += f", {case.device}, {case.threads} threads" + (f", {case.processes} processes" if case.processes > 1 else "")
         if not again and _mine(case, load(path)).any():
             log(f"{name}: known")
             continue
+        if max_seconds is not None and time.monotonic() - begin >= max_seconds:
+            log(f"stopped after {max_seconds:g} s before {name}; the same command continues")
+            break
         made = table(run(case, log))
         merge(made, path)
         log(f"{name}: " + ", ".join(f"{r.path} {r.precision} {r.seconds:.3g} s ({r.ratio:.1f})" for r in made.itertuples()))

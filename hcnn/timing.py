@@ -12,14 +12,14 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 
-from .device import device_name
+from .device import device_name, tf32
 from .graphed import WARM_UP, GraphedStep
 from .speed import Case, available, multiplications, parity, step_of
 
@@ -80,17 +80,18 @@ def measure(case, ready=lambda: None):
     steps, lines = _right_steps(case)
     gpu, found = case.device == "cuda", dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__)
     for (_, precision), step in steps.items():
-        with _precision(precision):
+        with tf32(precision == "TF32"):
             step()
     ready()
     seconds = {key: [] for key in steps}
     for _ in range(case.rounds):
         for key, step in steps.items():
-            with _precision(key[1]):
+            with tf32(key[1] == "TF32"):
                 seconds[key].append(_seconds(step, gpu))
     found["seconds"] = {" ".join(key): times for key, times in seconds.items()}
     found["matrix_gflops"] = {precision: _matrix_rate(case.device, precision) for precision in {key[1] for key in steps}}
-    found["memory"] = {" ".join(key): _peak(step, key[1], gpu) for key, step in steps.items()}
+    found["memory"] = {" ".join(key): None if key[0] == "graph" else _peak(step, key[1], gpu)  # a graph has taken its memory before
+                       for key, step in steps.items()}
     return found
 
 
@@ -103,30 +104,18 @@ def _right_steps(case):
         if path == "graph":
             eager = step_of(case, path, precision)
             graph = GraphedStep(lambda: None if eager() else None, [], lines.append)
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP + 1):
                 graph()
-            steps[path, precision] = graph
+            if graph.replay is not None:
+                steps[path, precision] = graph
             continue
-        with _precision(precision):
+        with tf32(precision == "TF32"):
             error, allowed = parity(small, path, precision)
         if error <= allowed:
             steps[path, precision] = step_of(case, path, precision)
         else:
             lines.append(f"{case.variant} {path} {precision} is wrong and not timed: error {error:.1e}, rounding explains {allowed:.1e}")
     return steps, lines
-
-
-@contextmanager
-def _precision(precision):
-    """TF32 on a GPU for TF32 alone; bf16 is autocast."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "TF32"
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _seconds(step, gpu):
@@ -149,7 +138,7 @@ def _peak(step, precision, gpu):
     On a CPU what earlier steps have freed is first given back to the system, and large blocks are from now on as soon as they are
     freed; then the system's high-water mark is reset. None where this is not Linux with its usual C library.
     """
-    with _precision(precision):
+    with tf32(precision == "TF32"):
         gc.collect()
         if gpu:
             torch.cuda.synchronize()
@@ -180,7 +169,7 @@ def _matrix_rate(device, precision):
     """Billions of operations a second of a large matrix product: the yardstick of the machine."""
     n, gpu = MATRIX[device], device == "cuda"
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32) for _ in range(2))
-    with _precision(precision):
+    with tf32(precision == "TF32"):
         times = [_seconds(lambda: torch.mm(a, b), gpu) for _ in range(21 if gpu else 6)][1:]
     return 2 * n**3 / median(times) / 1e9
 
@@ -188,6 +177,7 @@ def _matrix_rate(device, precision):
 def main(case):
     case = Case(**json.loads(case))
     torch.set_num_threads(case.threads // case.processes)
+    torch.backends.cudnn.benchmark = True  # as in a training
 
     def ready():
         print("ready", flush=True)

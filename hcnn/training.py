@@ -17,7 +17,7 @@ from .architecture import Architecture
 from .baseline_networks import attention_distance
 from .baselines import Baseline, build, stored_weights
 from .data import augment, split_dataset
-from .device import PRECISIONS, autocast_dtype, choose_device, numerics, provenance
+from .device import PRECISIONS, autocast_dtype, choose_device, numerics, provenance, tf32
 from .evaluation import evaluate, evaluation_sums
 from .pretrained import load_teacher
 from .recipe import Recipe, lr_at, preset_of
@@ -65,8 +65,9 @@ def train(architecture, recipe, dataset, seed=0, out=None, device="auto", precis
         folder.mkdir(parents=True, exist_ok=True)
     if _world() > 1:
         dist.barrier()
+    gpu = device.type == "cuda"
     with runs.lock(folder) if main else nullcontext(), numerics(precision, device), stop_on_signals(deadline) as stop, \
-            torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.random.fork_rng([device] if gpu else []), torch.cuda.device(device) if gpu else nullcontext():
         try:
             training = _Training(architecture, recipe, data, parameters, folder, device, log, stop, teacher)
             training.restore()
@@ -360,12 +361,12 @@ class _Training:
     def _evaluate(self, check):
         """(loss, accuracy) on the test images, in float32 after the last epoch, before that in the precision of the training, which
         takes a fraction of the time; every process takes its share."""
-        batch_size = 500 if self.device.type == "cuda" else 100
         world, (images, labels) = _world(), self.test
         mine = slice(_rank(), None, world)
         check = check if world == 1 else lambda: None  # one process alone must not leave
         last = self.state["epoch"] + 1 == self.recipe.epochs
-        with nullcontext() if last else self._autocast():
+        batch_size = 500 if self.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
+        with tf32(False) if last else self._autocast():
             totals = evaluation_sums(self.network, images[mine], labels[mine], *self.statistics, batch_size, check)
         if world > 1:
             dist.all_reduce(totals)

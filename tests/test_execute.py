@@ -235,8 +235,9 @@ def test_output_says_when_digits_stand_in(folder, monkeypatch):
 
 def test_copies_of_different_data_sets_have_different_names(monkeypatch):
     monkeypatch.setattr(execute, "digits_stand_in", lambda name: False)
-    for notebook, names in (("03_train_cifar10", {"cifar10": "03_train_cifar10-hcnn", "digits": "03_train_cifar10-hcnn-digits"}),
-                            ("06_interpretation", {"cifar10": "06_interpretation-hcnn", "cifar100": "06_interpretation-hcnn-datasetcifar100"})):
+    for notebook, names in (
+            ("03_train_cifar10", {"cifar10": "03_train_cifar10-hcnn", "digits": "03_train_cifar10-hcnn-digits"}),
+            ("06_interpretation", {"cifar10": "06_interpretation-hcnn", "cifar100": "06_interpretation-hcnn-datasetcifar100"})):
         for dataset, name in names.items():
             assert execute.planned(ROOT / "notebooks" / f"{notebook}.ipynb", "smoke", {"dataset": dataset})[2] == name
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hcnn import AttributeConv, fused
+from hcnn import Architecture, AttributeConv, fused
 from hcnn import attribute_conv as ops
 
 fused_triton = pytest.importorskip("hcnn.fused_triton")
@@ -151,14 +151,18 @@ def test_layer_takes_the_fused_path_and_computes_the_same(monkeypatch):
     (torch.bfloat16, 32, 3, None), (torch.float32, 32, 3, "bfloat16 is needed, this is float32"),
     (torch.bfloat16, 129, 3, "Q = 129 and 3 x 3 filters are more than 128 and 3 x 3"), (torch.bfloat16, 9, 5, "Q = 9 and 5 x 5")])
 def test_what_is_not_fused_says_why(monkeypatch, dtype, Q, k, reason):
-    monkeypatch.setattr(fused, "_device_reason", lambda device: None)
+    for check in ("_device_reason", "_trial_reason"):
+        monkeypatch.setattr(fused, check, lambda device: None)
     said = fused.why_not(torch.device("cuda"), dtype, Q, k)
     assert said is None if reason is None else said.startswith(reason)
+    monkeypatch.setenv("HCNN_WITHOUT", "graph,fused")
+    assert fused.why_not(torch.device("cuda"), dtype, Q, k) == "HCNN_WITHOUT=graph,fused"
 
 
 def test_a_device_whose_kernels_fail_or_err_is_not_trusted(monkeypatch):
     device, right = torch.device(DEVICE), fused_triton.mixed_elu
-    assert fused.trial(device, DTYPES[0]) is None
+    case = *(fused.TRIALS[0] if ON_GPU else ((4, 8), 9, 2)), DTYPES[0]
+    assert fused.trial(device, *case) is None
 
     def scaled(x, h, b, matrix, *rest):
         return right(x, h * 1.1, b, matrix, *rest)
@@ -168,7 +172,21 @@ def test_a_device_whose_kernels_fail_or_err_is_not_trusted(monkeypatch):
 
     for kernel, said in ((scaled, "wrong here (relative error"), (broken, "fail here (RuntimeError: no such instruction)")):
         monkeypatch.setattr(fused_triton, "mixed_elu", kernel)
-        assert said in fused.trial(device, DTYPES[0])
+        assert said in fused.trial(device, *case)
+
+
+def test_trial_runs_every_tile_that_the_network_has():
+    """What a compiler makes of one size of a tile says nothing about another."""
+    def tiles(grid, size, stride, filters=16):
+        reads, out = ops.tap_reads(grid, (7, 11)), -(-size // stride)
+        x, outputs = torch.empty(1, prod(grid), size + 2, size + 2), filters * len(reads)
+        p = fused_triton.plan(reads, prod(grid), outputs, 32, 3)
+        BP, _ = fused_triton._sizes(x, torch.empty(outputs, 1), (1, outputs, out, out), stride, 128)
+        return p.VN, p.BO, p.BK, BP
+
+    a = Architecture.preset("cifar10", "hcnn-plus")
+    network = {tiles(layer.grid, a.shape(layer.j - 1)[-1], layer.stride, layer.filters) for layer in a.layers[2:]}
+    assert network <= {tiles(*case) for case in fused.TRIALS} and len(network) > 1
 
 
 @pytest.mark.gpu

@@ -127,9 +127,16 @@ def test_all_cases_fit_the_machine_and_none_is_measured_twice():
 
 def test_command_line_measures_the_cases_of_this_machine(monkeypatch):
     asked = []
-    monkeypatch.setattr(speed_table, "measure_all", lambda some, again, log: asked.append((some, again)))
-    assert main(["speed", "--device", "cpu", "--threads", "1", "--again"]) == 0
-    assert asked == [(speed_table.cases("cpu", 1), True)]
+    monkeypatch.setattr(speed_table, "measure_all", lambda some, again, max_seconds, log: asked.append((some, again, max_seconds)))
+    assert main(["speed", "--device", "cpu", "--threads", "1", "--again", "--max-seconds", "500"]) == 0
+    assert asked == [(speed_table.cases("cpu", 1), True, 500)]
+
+
+def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(measured):
+    some, said = [TINY, replace(TINY, batch=4)], []
+    found = speed_table.measure_all(some, measured, max_seconds=1e-9, log=said.append)
+    assert said[0].endswith("known") and said[1].startswith("stopped after 1e-09 s before 2 of 2") and len(said) == 2
+    assert len(found) and set(found.batch) == {TINY.batch}
 
 
 def test_a_measurement_that_fails_is_an_error():

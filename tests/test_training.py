@@ -419,3 +419,17 @@ def test_the_commands_train_evaluate_and_data_agree(tmp_path, capsys):
     assert main(["data", "digits"]) == 0
     assert "digits: 1,500 training and 297 test images" in capsys.readouterr().out
     assert main(["data", "mnist"]) == 2
+
+
+def test_accuracies_are_computed_without_tf32_which_is_the_default_for_convolutions(monkeypatch):
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return torch.zeros(len(x), 2)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    images, labels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    evaluate(Network(), images, labels, (0, 0, 0), (1, 1, 1))
+    assert seen == [(False, "highest")] and torch.backends.cudnn.allow_tf32
