@@ -1,4 +1,4 @@
-"""python -m hcnn train | headline | ablations | evaluate | data | speed | verify: the notebooks' work without Jupyter; see `--help`."""
+"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | verify: the notebooks' work without Jupyter; see `--help`."""
 
 import argparse
 import json
@@ -59,6 +59,14 @@ def parser():
     p = commands.add_parser("evaluate", help="recompute the stored accuracy of a run from its weights", allow_abbrev=False)
     p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
     p.add_argument("--images", type=int, metavar="N", help="the first N test images only")
+    _machine(p)
+
+    p = commands.add_parser("interpret", help="what translated attributes are nearest to, section 5.3: interpretation.npz of a run, which "
+                            "notebook 06 shows", allow_abbrev=False)
+    p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
+    p.add_argument("--database", type=int, metavar="N", help="training images that are searched (default: all)")
+    p.add_argument("--queries", type=int, metavar="N", help="test images (default: all)")
+    p.add_argument("--altered", type=int, metavar="N", default=500, help="test images whose properties are changed (default: 500)")
     _machine(p)
 
     p = commands.add_parser("data", help="download and verify data sets", allow_abbrev=False)
@@ -197,10 +205,7 @@ def run_evaluate(options):
     network = load(options.run)
     run, device = network.run, choose_device(options.device)
     parameters = run["parameters"]
-    dataset = load_dataset(parameters["dataset"], options.dataset_root)
-    if dataset.checksum != run["data_checksum"]:
-        raise ValueError(f"{parameters['dataset']} has checksum {dataset.checksum[:12]}, the run was made with {run['data_checksum'][:12]}")
-    data = split_dataset(dataset, parameters["split"], parameters["train_size"])
+    data = split_dataset(_dataset_of(run, options.dataset_root), parameters["split"], parameters["train_size"])
     n = len(data.test_labels) if options.images is None else options.images
     if not 1 <= n <= len(data.test_labels):
         raise ValueError(f"--images must be between 1 and {len(data.test_labels)}, got {n}")
@@ -209,6 +214,29 @@ def run_evaluate(options):
     stored = run["test_accuracy"]
     _say(f"{run['name']}  {n:,} of {len(data.test_labels):,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}")
     _say(f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}   loss here {loss:.4f}")
+
+
+def _dataset_of(run, root):
+    """The Dataset that a run was made with."""
+    name = run["parameters"]["dataset"]
+    dataset = load_dataset(name, root)
+    if dataset.checksum != run["data_checksum"]:
+        raise ValueError(f"{name} has checksum {dataset.checksum[:12]}, the run was made with {run['data_checksum'][:12]}")
+    return dataset
+
+
+def run_interpret(options):
+    from .interpretation import FILE, interpret, load_interpretation, save_interpretation, settings  # pandas takes a second to import
+
+    network = load(options.run)
+    data = _dataset_of(network.run, options.dataset_root)
+    asked = settings(network, data, database=options.database, queries=options.queries, altered=options.altered)
+    where = f"{network.folder.name}/{FILE}"
+    if load_interpretation(network.folder, asked, larger=True) is not None:
+        _say(f"{where} holds as much already")
+        return
+    save_interpretation(network.folder, interpret(network, data, asked, device=options.device, log=_say))
+    _say(f"{where}: {asked['database']:,} training images, {asked['queries']:,} test images, {asked['altered']} altered")
 
 
 def run_data(options):
@@ -250,8 +278,8 @@ def main(arguments=None):
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate, data=run_data, speed=run_speed,
-                   verify=run_verify)[options.command]
+        run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate,
+                   interpret=run_interpret, data=run_data, speed=run_speed, verify=run_verify)[options.command]
         return run(options) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 
 from . import runs
+from .architecture import Architecture
 from .attributes import attribute_arrays, bootstrap, first_of_every_class, nearest, permutation, sequences, smooth
-from .device import provenance
+from .device import choose_device, provenance, tf32
 from .properties import property_shifts, score_changes
 
 FILE = "interpretation.npz"
@@ -25,19 +26,30 @@ SIZES = ("database", "queries", "altered")  # settings of which more is better
 CLOSE = 0.95  # x^tau is sufficiently near if so many untranslated arrays have their nearest neighbour no farther
 
 
-def settings(network, data, images, database=None, queries=None, altered=100, depths=None, taus=None):
+def images_to_show(data, depths):
+    """Indices of training images: two of birds (or of the fourth class) for figure 3, then one for each depth of figure 4."""
+    members = [(data.train_labels == label).nonzero()[:, 0].tolist() for label in range(len(data.classes))]
+    which = data.classes.index("bird" if "bird" in data.classes else data.classes[3])
+    return [*members[which][:2], *(members[j % len(members)][2] for j in depths)]
+
+
+def settings(network, data, images=None, database=None, queries=None, altered=100, depths=None, taus=None):
     """Everything that the content of interpretation.npz depends on, checked, as plain values.
 
-    images: training images to show, indices. database, queries: how many training and test images (None: all; at most all). altered:
-    test images whose properties are changed. depths: 3 ... J - 1 by default. taus: those that a circle of K/2 rows has are kept.
+    images: training images to show, indices (none: `images_to_show`). database, queries: how many training and test images (None:
+    all; at most all). altered: test images whose properties are changed. depths: 3 ... J - 1 by default. taus: those that a circle
+    of K/2 rows has are kept.
     """
+    if not isinstance(network.architecture, Architecture):
+        raise ValueError(f"the network must be HCNN or HCNN(+), whose channels have an order, got {network.architecture.name}")
     a = network.architecture
     permutation(a.K // 2)  # refuses K = 4, of which smoothing leaves nothing
     taus = sorted({0, *(tau for tau in taus or range(1, 8) if 0 < tau < a.K // 2)})
     if taus == [0]:
         raise ValueError(f"taus must have one of 1 to K/2 - 1 = {a.K // 2 - 1}")
     depths = sorted(set(depths or range(3, a.J)))
-    if not images or not all(0 <= i < len(data.train_labels) for i in images):
+    images = images or images_to_show(data, depths)
+    if not all(0 <= i < len(data.train_labels) for i in images):
         raise ValueError(f"images must be indices of training images, 0 to {len(data.train_labels) - 1:,}, got {images}")
     train, test = len(data.train_labels), len(data.test_labels)
     return dict(
@@ -47,8 +59,10 @@ def settings(network, data, images, database=None, queries=None, altered=100, de
     )
 
 
-def interpret(network, data, asked, batch_size=50, log=print):
+def interpret(network, data, asked, batch_size=50, device="auto", log=print):
     """All numbers of notebook 06 for `settings`, a dict of arrays: the content of interpretation.npz.
+
+    The network computes on `device` and comes back; the search is the CPU's.
 
     database, queries, images: indices of the images; labels, query_labels, image_labels, predictions, ...: their classes, true and
     said. index, distance, ties (depths, taus, queries): x^tau of every query, as a position in `database`; permuted (depths,
@@ -56,6 +70,15 @@ def interpret(network, data, asked, batch_size=50, log=print):
     columns), nearest_arrays_j (taus, images, rows, columns): xbar_j of these and of their x^tau. shifts_*, scores_*: see `table`.
     resampled: see `property_shifts`. settings, made: JSON texts, what was asked and with what it was computed.
     """
+    home = next(network.parameters()).device
+    try:
+        with tf32(False):
+            return _interpret(network.to(choose_device(device)), data, asked, batch_size, log)
+    finally:
+        network.to(home)
+
+
+def _interpret(network, data, asked, batch_size, log):
     begin = time.monotonic()
     depths, taus, images = asked["depths"], asked["taus"], torch.tensor(asked["images"])
     base = first_of_every_class(data.train_labels, asked["database"])

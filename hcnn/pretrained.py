@@ -11,7 +11,7 @@ def load(name, root=None):
     """A trained network in evaluation mode, from a run folder or a short name such as "cifar10-hcnn".
 
     A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the one that was trained on the most
-    images. The network has `run` (its run.json), `classes`, `mean` and `std`, which `predict` needs. root: the folder of the
+    images. The network has `run` (its run.json), `folder`, `classes`, `mean` and `std`, which `predict` needs. root: the folder of the
     runs (default: results/runs). Raises FileNotFoundError naming what is there, ValueError where a file does not have its checksum.
     """
     folder = Path(name)
@@ -28,7 +28,8 @@ def load(name, root=None):
     weights = runs.read_weights(folder, run)
     runs.check_fit(folder / runs.WEIGHTS, weights, network.state_dict())
     network.load_state_dict(weights)
-    network.run, network.classes, network.mean, network.std = run, run["classes"], run["mean"], run["std"]
+    network.run, network.folder = run, folder
+    network.classes, network.mean, network.std = run["classes"], run["mean"], run["std"]
     return network.eval()
 
 

@@ -15,6 +15,7 @@ from scipy.stats import binom, spearmanr
 from hcnn import HCNN, Architecture, interpretation, properties
 from hcnn import interpretation_figures as drawing
 from hcnn.attributes import attribute_arrays, bootstrap, first_of_every_class, nearest, permutation, sequences, smooth, translate
+from hcnn.baselines import Baseline, build
 from hcnn.data import load_dataset, standardise
 
 TINY = dict(K=8, Q=2, J=6, attribute_support=(3, 5), subsampled=(1, 2, 3), num_classes=10)
@@ -268,6 +269,11 @@ def test_scores_ignore_exactly_the_exact_translations_with_periodic_boundaries(d
     others = change[~last]
     assert (others.change[~others.exact] > 1e-3).all()
     assert (others.change[others.exact] < 1e-6).all() == (padding_mode == "periodic")
+
+
+def test_network_without_ordered_channels_is_refused(digits):
+    with pytest.raises(ValueError, match="must be HCNN or HCNN.*got ResNet-20"):
+        interpretation.settings(build(Baseline.preset("digits", "resnet-20")), digits)
 
 
 def test_result_is_consistent_and_survives_storage(digits, tmp_path):

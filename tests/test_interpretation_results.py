@@ -11,6 +11,7 @@ import torch
 
 from hcnn import Architecture, interpretation, load, results, runs, verify
 from hcnn import interpretation_results as interpreted
+from hcnn.__main__ import main
 from hcnn.data import load_dataset
 from hcnn.training import Recipe, train
 
@@ -36,6 +37,21 @@ def right(tmp_path_factory, digits):
 def run(right, tmp_path):
     """A copy of the run, to be changed."""
     return results.load_run(shutil.copytree(right, tmp_path / right.name))
+
+
+def test_command_line_computes_what_notebook_06_asks_for_once(run, digits, monkeypatch, capsys):
+    (run.folder / interpretation.FILE).unlink()
+    command = ["interpret", str(run.folder), "--database", "40", "--queries", "10", "--altered", "2", "--device", "cpu"]
+    assert main(command) == 0
+    network = load(run.folder)
+    found = interpretation.load_interpretation(run.folder, interpretation.settings(network, digits, [], 40, 10, 2, [3, 4]))
+    assert found is not None and found["images"].tolist() == interpretation.images_to_show(digits, [3, 4])
+    birds = [digits.classes[digits.train_labels[i]] for i in found["images"]]
+    assert birds[:2] == [digits.classes[3]] * 2 and birds[2:] == [digits.classes[3], digits.classes[4]]
+    monkeypatch.setattr(interpretation, "interpret", lambda *arguments, **options: pytest.fail("computed again"))
+    assert main(command[:3] + ["30", *command[4:]]) == 0
+    assert "holds as much already" in capsys.readouterr().out
+    assert interpreted.check_interpretation(run, digits) == []
 
 
 def rewrite(run, **entries):
