@@ -1,4 +1,4 @@
-"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | verify: the notebooks' work without Jupyter; see `--help`."""
+"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | verify: the work without Jupyter; see `--help`."""
 
 import argparse
 import json

@@ -244,8 +244,8 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     keys = (("translated", 3), ("translated", 11), ("permuted", 11), ("nearest", 11))
     assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
     assert 0 < 100 * changes.explained.max() < float(said[5])
-    said = re.search(r"With periodic boundaries, which .*? it is (0\.\d+) at j = 10 against (0\.\d+) .*? explain (\d)% of changes of hue at j = 3 and (\d)% of "
-                     r"changes of position at j = 8", text)
+    said = re.search(r"With periodic boundaries, .*? it is (0\.\d+) at j = 10 against (0\.\d+) .*? explain (\d)% of changes of hue "
+                     r"at j = 3 and (\d)% of changes of position at j = 8", text)
     found, changes = (pd.read_csv(runs.RESULTS / "tables" / f"{name}.csv", index_col="run").loc["cifar10-hcnn-periodic-s0-54a16689"]
                       for name in ("same_class", "known_changes"))
     mean, explained = found.groupby(["kind", "depth"]).probability.mean(), changes.set_index(["property", "depth"]).explained
