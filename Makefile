@@ -10,7 +10,7 @@ DATASET ?= cifar10,cifar100# or one of them, or digits
 SEEDS ?= 0
 VARIANTS ?= hcnn,hcnn-plus
 MAX_SECONDS ?= 3600
-FURTHER ?=# not empty: after the headline trainings the rest of hcnn/headline.py
+FURTHER ?=# not empty: after the headline trainings the rest of hcnn/companion/headline.py
 ACCURACY ?= sample# of stored networks on 500 test images; full: on whole test sets
 # of sweeps and ablations; empty: the profile's
 K ?=

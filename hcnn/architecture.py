@@ -6,7 +6,8 @@ Section 4 of Jacobsen, Oyallon, Mallat, Smeulders, "Hierarchical Attribute CNNs"
 from dataclasses import dataclass, fields
 from math import prod
 
-from .settings import Settings, is_integer
+from hcnn.geometry import pad_before
+from hcnn.settings import Settings, is_integer
 
 VARIANTS = {"hcnn": "HCNN", "hcnn-plus": "HCNN(+)"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
@@ -284,8 +285,21 @@ class Architecture(Settings):
         return sum(any(0 <= o * stride + t - before < n for o in range(-(-n // stride))) for t in range(support))
 
 
-def pad_before(n, support, stride, padding="symmetric"):
-    """Samples added before the first one of an axis of n: output i reads input i * stride - pad_before ... + support - 1."""
-    if padding == "symmetric":
-        return support // 2
-    return max((-(-n // stride) - 1) * stride + support - n, 0) // 2
+DESCRIPTIONS = dict.fromkeys(VARIANTS, Architecture)  # the class that describes the networks of a variant
+
+
+def register(variants, cls):
+    """Let `describe` know another class of descriptions, frozen settings like `Architecture`, and the variants that it describes."""
+    DESCRIPTIONS.update(dict.fromkeys(variants, cls))
+
+
+def describe(values):
+    """The description of a network whose `as_dict` is `values`, such as `architecture` among the parameters of a run.
+
+    Raises ValueError for a variant that nobody has registered, TypeError for fields that its class does not have.
+    """
+    variant = values["variant"]
+    if variant not in tuple(DESCRIPTIONS):
+        raise ValueError(f"variant must be one of {', '.join(DESCRIPTIONS)}, got {variant!r}; compared networks: "
+                         "import hcnn.companion.baselines")
+    return DESCRIPTIONS[variant](**values)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from hcnn.paths import ROOT
+
 PRECISIONS = ("fast", "strict")
 WITHOUT = "HCNN_WITHOUT"  # environment: `graph`, `fused` or both, separated by commas, are not used on a GPU
 
@@ -92,7 +94,7 @@ def device_name(device):
 
 def provenance(device, dtype, processes=1):
     """What a run was computed with: code, versions, device, precision."""
-    from . import __version__  # here, because the package imports its modules first
+    from hcnn import __version__  # here, because the package imports its modules first
 
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "hcnn")
     return dict(
@@ -105,7 +107,7 @@ def provenance(device, dtype, processes=1):
 def _git(*arguments):
     """What git says about the folder of this package; None without git or outside a repository."""
     try:
-        answer = subprocess.run(["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

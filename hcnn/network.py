@@ -1,15 +1,17 @@
-"""The networks: thin modules that own parameters and call the operators of `attribute_conv`."""
+"""The networks: thin modules that own parameters and call the functions of `operators`."""
 
+from functools import singledispatch
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import attribute_conv as ops
-from . import fused
-from .architecture import Architecture
-from .tiled import tiled_product
+from hcnn import operators as ops
+from hcnn.architecture import Architecture
+from hcnn.geometry import tap_reads, tap_table, windows
+from hcnn.operators import fused
+from hcnn.operators.tiled import tiled_product
 
 
 class AttributeConv(nn.Module):
@@ -48,8 +50,8 @@ class AttributeConv(nn.Module):
         self.padding_mode, self.padding, self.statistics = padding_mode, padding, statistics
         self.reduction, self.eps, self.momentum = reduction, eps, momentum
         rule = (grid, support, attribute_stride, padding_mode, padding)
-        self.register_buffer("reads", ops.tap_reads(*rule), persistent=False)
-        self.register_buffer("table", ops.tap_table(*rule), persistent=False)
+        self.register_buffer("reads", tap_reads(*rule), persistent=False)
+        self.register_buffer("table", tap_table(*rule), persistent=False)
         self.out_grid = tuple(-(-n // attribute_stride) for n in grid)
 
         def normal(*shape, variance):
@@ -100,7 +102,7 @@ class AttributeConv(nn.Module):
         return "windowed" if read < 0.75 and not torch.is_autocast_enabled("cpu") else "convolution"
 
     def _windows(self):
-        return ops.windows(self.grid[-1], self.support[-1], self.attribute_stride, self.padding_mode, self.padding, 2)
+        return windows(self.grid[-1], self.support[-1], self.attribute_stride, self.padding_mode, self.padding, 2)
 
     def _fused(self, x, matrix, bias, h, b):
         return fused.mixed_elu(x, h, b, matrix, bias, self.reads, self.stride, self.padding_mode, self.padding)
@@ -328,3 +330,17 @@ class MultiscaleHCNN(nn.Module):
         for operator, norm in zip(self.operators, self.norms):
             x = F.elu(norm(operator(x)))
         return x.mean((-1, -2, *range(1, x.dim() - 3)))
+
+
+@singledispatch
+def build(description, generator=None):
+    """The network of a description, with initial filters from a CPU torch.Generator: HCNN for an `Architecture`.
+
+    An open function: whoever describes other networks registers how they are built.
+    """
+    raise TypeError(f"nothing says how to build the network of a {type(description).__name__}; use build.register")
+
+
+@build.register
+def _(description: Architecture, generator=None):
+    return HCNN(description, generator)

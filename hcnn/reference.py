@@ -10,7 +10,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from .architecture import pad_before
+from hcnn.geometry import pad_before
 
 
 def convolve(z, w, stride, padding_mode="zeros", padding="symmetric"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hcnn.data import Dataset, available
+from hcnn.data.datasets import Dataset, available
 
 os.environ.setdefault("HCNN_OFFLINE", "1")  # a test never downloads a data set
 if not torch.cuda.is_available():

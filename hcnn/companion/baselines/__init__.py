@@ -1,0 +1,3 @@
+"""The networks that the paper compares itself with."""
+
+from hcnn.companion.baselines import systems  # noqa: F401  registers the variants

@@ -1,0 +1,1 @@
+"""Drawing: every function takes finished numbers and returns a matplotlib figure."""

@@ -1,0 +1,1 @@
+"""What the attributes mean, section 5.3."""

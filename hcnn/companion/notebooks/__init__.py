@@ -1,0 +1,1 @@
+"""The notebooks: their execution with other parameters."""

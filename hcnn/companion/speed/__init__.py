@@ -1,0 +1,1 @@
+"""Seconds and memory of training steps beside the literal implementation."""

@@ -1,0 +1,190 @@
+"""Seconds and memory of the paths of a `speed.Case`, in a process of its own: `python -m hcnn.companion.speed.timing CASE`.
+
+All paths take turns after a warm-up, so that what slows the machine slows all of them. A path whose results differ from the literal
+equations in float64 by more than rounding explains is not timed.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+from hcnn.companion.speed.cases import Case, available, multiplications, parity, step_of
+from hcnn.device import device_name, tf32
+from hcnn.training.graphed import WARM_UP, GraphedStep
+
+MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the yardstick of the machine
+STEP = 3  # a step takes three times the multiplications of its forward pass: one more for the input, one for the filters
+
+
+def run(case, log=print):
+    """Measure a case: [row], one for each path, the columns those of `speed_table`. A line for each path that is not timed."""
+    answers = _children(case)
+    for line in answers[0]["lines"]:
+        log(line)
+    return rows(case, answers)
+
+
+def rows(case, answers):
+    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates of products add up."""
+    made, (useful, dense) = [], (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
+    for key in answers[0]["seconds"]:
+        path, precision = key.split()
+        slowest = max((a["seconds"][key] for a in answers), key=median)
+        low, _, high = quantiles(slowest, n=4, method="inclusive")
+        memory = [a["memory"][key] for a in answers]
+        made.append(dict(
+            asdict(case), processor=answers[0]["processor"], torch=answers[0]["torch"], path=path, precision=precision,
+            seconds=median(slowest), spread=high - low,
+            peak_mb=None if None in memory else sum(memory),
+            literal_seconds=max(median(a["seconds"]["literal fp32"]) for a in answers), useful_gflop=useful, dense_gflop=dense,
+            matrix_gflops=sum(a["matrix_gflops"][precision] for a in answers)))
+    return made
+
+
+def _children(case):
+    """What each process of the case prints; they wait for each other after the warm-up."""
+    threads = str(case.threads // case.processes)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "hcnn.companion.speed.timing", json.dumps(asdict(case))]
+    children = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                for _ in range(case.processes)]
+    try:
+        for child in children:
+            child.stdout.readline()
+        for child in children:
+            with suppress(BrokenPipeError):  # a process that has failed; its exit status says so below
+                child.stdin.write("go\n")
+                child.stdin.flush()
+        answers = [child.communicate()[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    if any(child.returncode for child in children):
+        raise RuntimeError(f"the measurement of {case} failed; what it wrote stands above")
+    return [json.loads(answer) for answer in answers]
+
+
+def measure(case, ready=lambda: None):
+    """In the process of its own: {"seconds": {"path precision": times}, "memory": megabytes, "lines": paths that are wrong, ...}."""
+    steps, lines = _right_steps(case)
+    gpu, found = case.device == "cuda", dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__)
+    for (_, precision), step in steps.items():
+        with tf32(precision == "TF32"):
+            step()
+    ready()
+    seconds = {key: [] for key in steps}
+    for _ in range(case.rounds):
+        for key, step in steps.items():
+            with tf32(key[1] == "TF32"):
+                seconds[key].append(_seconds(step, gpu))
+    found["seconds"] = {" ".join(key): times for key, times in seconds.items()}
+    found["matrix_gflops"] = {precision: _matrix_rate(case.device, precision) for precision in {key[1] for key in steps}}
+    found["memory"] = {" ".join(key): None if key[0] == "graph" else _peak(step, key[1], gpu)  # a graph has taken its memory before
+                       for key, step in steps.items()}
+    return found
+
+
+def _right_steps(case):
+    """{(path, precision): step} of the paths that compute what they should, and a line about each of the others."""
+    K, size = (case.K, 4) if case.what == "layer" else (min(case.K, 8), 8)
+    small = replace(case, K=K, Q=min(case.Q, 9), size=size, batch=2, processes=1, threads=1)
+    steps, lines = {}, []
+    for path, precision in available(case):
+        if path == "graph":
+            eager = step_of(case, path, precision)
+            graph = GraphedStep(lambda: None if eager() else None, [], lines.append)
+            for _ in range(WARM_UP + 1):
+                graph()
+            if graph.replay is not None:
+                steps[path, precision] = graph
+            continue
+        with tf32(precision == "TF32"):
+            error, allowed = parity(small, path, precision)
+        if error <= allowed:
+            steps[path, precision] = step_of(case, path, precision)
+        else:
+            lines.append(f"{case.variant} {path} {precision} is wrong and not timed: error {error:.1e}, rounding explains {allowed:.1e}")
+    return steps, lines
+
+
+def _seconds(step, gpu):
+    if gpu:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def _peak(step, precision, gpu):
+    """Megabytes that a step takes beyond what is there before: by the allocator of the GPU, by the resident set on a CPU.
+
+    On a CPU what earlier steps have freed is first given back to the system, and large blocks are from now on as soon as they are
+    freed; then the system's high-water mark is reset. None where this is not Linux with its usual C library.
+    """
+    with tf32(precision == "TF32"):
+        gc.collect()
+        if gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD, in bytes
+            step()
+            libc.malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        except OSError:
+            return None
+        before = _status("VmRSS")
+        step()
+        return (_status("VmHWM") - before) / 1e6
+
+
+def _status(name):
+    """Bytes, from what Linux says of this process."""
+    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
+
+
+def _matrix_rate(device, precision):
+    """Billions of operations a second of a large matrix product: the yardstick of the machine."""
+    n, gpu = MATRIX[device], device == "cuda"
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32) for _ in range(2))
+    with tf32(precision == "TF32"):
+        times = [_seconds(lambda: torch.mm(a, b), gpu) for _ in range(21 if gpu else 6)][1:]
+    return 2 * n**3 / median(times) / 1e9
+
+
+def main(case):
+    case = Case(**json.loads(case))
+    torch.set_num_threads(case.threads // case.processes)
+    torch.backends.cudnn.benchmark = True  # as in a training
+
+    def ready():
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+    print(json.dumps(measure(case, ready)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Training: recipes, the run folder, the loop, evaluation, trained networks."""

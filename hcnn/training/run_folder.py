@@ -1,0 +1,220 @@
+"""The run folder on disk: its name, files written whole or not at all, one writer at a time.
+
+A folder holds run.json (what was asked and what came out), metrics.csv (a row an epoch), weights.safetensors and, while the
+run is unfinished, checkpoint.safetensors, from which the other files are written again.
+"""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+NUMBER, NONE = (int, float), type(None)
+ENTRIES = {  # of run.json and their types
+    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int, "classes": list,
+    "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str, "weights_sha256": (str, NONE),
+    **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
+    "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
+    "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,
+    "parameters/architecture/variant": str, "parameters/architecture/padding_mode": str,
+}
+CHECKPOINT, WEIGHTS, METRICS, RUN = "checkpoint.safetensors", "weights.safetensors", "metrics.csv", "run.json"
+
+
+def canonical(parameters):
+    """The one JSON text of a dictionary: keys sorted, no spaces, tuples as lists."""
+    return json.dumps(parameters, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256(content):
+    """Hexadecimal sha256 of bytes or of a text."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def run_name(parameters):
+    """<dataset>-<system>-<boundary>-s<seed>-<8 hex of the sha256 of the parameters>; a data set that stands in for another says so."""
+    dataset, architecture = parameters["dataset"], parameters["architecture"]
+    if parameters["substitutes"]:
+        dataset = f"{dataset}-for-{parameters['substitutes']}"
+    return f"{dataset}-{architecture['variant']}-{architecture['padding_mode']}-s{parameters['seed']}-{sha256(canonical(parameters))[:8]}"
+
+
+def write_bytes(path, content):
+    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, then renamed.
+
+    Raises OSError naming the file and the reason; what stood at `path` before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, survives a power failure
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path} ({error.strerror}); the earlier file is untouched. "
+                      "Make room or mend the disk, then start the same command again") from error
+
+
+@contextmanager
+def lock(folder):
+    """Hold a run folder for this process; freed by the system when the process ends, however it ends.
+
+    Raises BlockingIOError when another process holds it.
+    """
+    with open(Path(folder) / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BlockingIOError(error.errno, f"{folder} is being written by process {file.read().strip() or '?'}; "
+                                  "wait for it or stop it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_run(folder, run):
+    """Write run.json with a checksum of its own content."""
+    run = {key: value for key, value in run.items() if key != "checksum"}
+    run["checksum"] = sha256(canonical(run))
+    write_bytes(Path(folder) / RUN, (json.dumps(run, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_run(folder):
+    """The content of run.json as a dictionary.
+
+    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed after it was written, or lacks an entry.
+    """
+    path = Path(folder) / RUN
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is not a run folder")
+    remedy = "restore it from git, or delete the folder and run again"
+    if (Path(folder) / CHECKPOINT).exists():
+        remedy = f"delete this file and run again: nothing is lost, {CHECKPOINT} holds all of it"
+    try:
+        run = json.loads(path.read_text())
+        expected, found = run["checksum"], sha256(canonical({k: v for k, v in run.items() if k != "checksum"}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+    if expected != found:
+        raise ValueError(f"{path} was changed after it was written (checksum {expected[:12]}, content gives {found[:12]}); "
+                         f"{remedy}")
+    for entry, kind in ENTRIES.items():
+        value = reduce(lambda values, key: values.get(key, ...), entry.split("/"), run)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"{path} must have {entry} of type {names}, got {'nothing' if value is ... else repr(value)[:50]}; {remedy}")
+    if run["epochs_done"] and None in (run["test_accuracy"], run["test_loss"], run["images_per_second"]):
+        raise ValueError(f"{path} must have the accuracy, loss and speed of {run['epochs_done']} epochs; {remedy}")
+    return run
+
+
+def is_finished(folder, parameters):
+    """Whether the folder holds the run of these parameters, complete.  Raises ValueError where it holds another one."""
+    if not (Path(folder) / RUN).exists():
+        return False
+    run = read_run(folder)
+    if run["parameters"] != parameters:
+        different = [key for key in parameters if run["parameters"].get(key) != parameters[key]]
+        raise ValueError(f"{folder} holds another run (different: {', '.join(different)}); move it away or choose another `out`")
+    return run["epochs_done"] == parameters["recipe"]["epochs"] and not (Path(folder) / CHECKPOINT).exists()
+
+
+def write_metrics(folder, rows):
+    """Write metrics.csv whole: one row an epoch, numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(Path(folder) / METRICS, text.getvalue().encode())
+
+
+def write_weights(folder, tensors):
+    """Write weights.safetensors and return its sha256."""
+    content = save_tensors(_plain(tensors))
+    write_bytes(Path(folder) / WEIGHTS, content)
+    return sha256(content)
+
+
+def read_weights(folder, run):
+    """The tensors of weights.safetensors, by name.
+
+    Raises FileNotFoundError where there are none yet, ValueError where the file is not the one that run.json names.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: no epoch of this run is finished, or its weights are not stored. "
+                                "Train it with the parameters in run.json")
+    content = path.read_bytes()
+    if sha256(content) != run["weights_sha256"]:
+        raise ValueError(f"{path} has sha256 {sha256(content)[:12]}, run.json says {str(run['weights_sha256'])[:12]}: the file is "
+                         "damaged or of another run; restore it from git, or train again")
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); restore it from git, or train again") from error
+
+
+def write_checkpoint(folder, tensors, state):
+    """Write tensors and a JSON-able state as one safetensors file, with a checksum of both."""
+    tensors, text = _plain(tensors), canonical(state)
+    metadata = {"state": text, "sha256": _fingerprint(tensors, text)}
+    write_bytes(Path(folder) / CHECKPOINT, save_tensors(tensors, metadata=metadata))
+
+
+def read_checkpoint(folder):
+    """The (tensors, state) of the checkpoint, or None where there is none."""
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, expected = file.metadata()["state"], file.metadata()["sha256"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if _fingerprint(tensors, text) != expected:
+            raise ValueError("its content does not have its checksum")
+        state = json.loads(text)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start the run again") from error
+    return tensors, state
+
+
+def check_fit(path, tensors, expected):
+    """Raise ValueError unless the tensors of a file have the names and shapes of the expected ones."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        shapes = [tuple(d[name].shape) if name in d else None for d in (expected, tensors)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{path} does not fit the architecture: {name} must be {shapes[0]}, got {shapes[1]}; "
+                             "delete the file to start again")
+
+
+def delete_checkpoint(folder):
+    """Remove the checkpoint of a finished run."""
+    (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _fingerprint(tensors, text):
+    return sha256(save_tensors(tensors) + text.encode())
+
+
+def _plain(tensors):
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

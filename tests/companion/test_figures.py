@@ -1,0 +1,103 @@
+"""Figures are drawn for any network and saved whole, the same bytes each time."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hcnn import Architecture
+from hcnn.companion.figures import common as figures
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def written(fig):
+    return [text.get_text() for ax in fig.axes for text in ax.texts]
+
+
+@pytest.mark.parametrize("a", [
+    Architecture(), Architecture.preset("cifar100", "hcnn-plus"), Architecture(K=4, J=4, image_size=(7, 9), subsampled=()),
+    Architecture(in_channels=1), Architecture(K=20, J=14, num_classes=2)])
+def test_architecture_figure_writes_every_size_of_the_network(a):
+    texts = written(figures.architecture(a))
+    assert [f"$x_{{{j}}}$" for j in range(a.J + 1)] == [text for text in texts if text.startswith("$x_{")]
+    for j in range(1, a.J):
+        attributes, (height, width) = a.shape(j)[:-2], a.shape(j)[-2:]
+        assert " × ".join(map(str, attributes)) in texts and f"{height} × {width}" in texts
+    assert any(f"{a.layers[1].full_filter:,} weights" in text for text in texts)
+
+
+def test_compact_png_has_a_third_of_the_bytes_and_no_colour_that_differs_visibly():
+    fig, ax = plt.subplots(figsize=(6, 4), dpi=150)
+    for i, colour in enumerate(plt.get_cmap("viridis")(np.linspace(0, 1, 8))):
+        ax.plot(np.sin(np.arange(200) / 20 + i), color=colour)
+    png = io.BytesIO()
+    fig.savefig(png, format="png")
+    small = figures.compact(png.getvalue())
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (png.getvalue(), small))
+    assert before.shape == after.shape and abs(before - after).max() < 32 and abs(before - after).mean() < 0.5
+    assert len(small) < 0.4 * len(png.getvalue())
+
+
+def test_two_saves_give_the_same_png_and_pdf(tmp_path):
+    for folder in ("one", "two"):
+        figures.save(figures.rank({1: 0.5, 2: 1e-16}, rank_limit=2), "rank", tmp_path / folder)
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "one" / f"rank.{suffix}").read_bytes() == (tmp_path / "two" / f"rank.{suffix}").read_bytes()
+
+
+def test_invariance_writes_0_for_what_is_exact_and_nothing_where_there_is_no_translation():
+    frame = pd.DataFrame([[1e-15, 0.25], [np.nan, 1e-6]], index=[3, 4], columns=[1, 2])
+    fig = figures.invariance({("periodic", "$v_j$"): frame, ("zeros", "$v_j$"): frame})
+    assert [text for text in written(fig) if text] == ["0", "0.25", "1e-06"] * 2
+
+
+def test_maps_share_one_scale_around_zero():
+    fig = figures.maps({"a": [None, np.full((2, 2), 3.0)], "b": [np.zeros((2, 2)), np.full((2, 2), -5.0)]}, ["image", "map"])
+    assert [ax.images[0].get_clim() for ax in (fig.axes[1], fig.axes[3])] == [(-5, 5)] * 2 and not fig.axes[0].images
+
+
+def test_tap_tables_state_the_share_that_is_not_zero():
+    fig = figures.tap_tables({"zeros": np.array([[0, 2], [2, 2]])}, (1, 2), taps=2)
+    assert fig.axes[0].get_title().startswith("zeros: 25%")
+
+
+def test_exact_zeros_stay_on_the_logarithmic_axis():
+    fig = figures.covariance({"periodic": {"u": {4: 0.0, 5: 1e-15}}, "zeros": {"u": {4: 1.0, 5: 0.5}}})
+    assert list(fig.axes[0].lines[0].get_ydata()) == [1e-17, 1e-15]
+
+
+def test_spectrograms_put_the_highest_frequency_on_top():
+    fig = figures.spectrograms({"a": np.ones((4, 3)), "b": np.ones((4, 3))}, bins_per_octave=8)
+    assert fig.axes[0].images[0].origin == "lower" and "1/8 octave" in fig.axes[0].get_ylabel()
+
+
+def test_every_learning_curve_lies_inside_its_panel():
+    """The panels share one axis: the settings must not be cut at the accuracies of the first."""
+    curves = pd.DataFrame([
+        dict(setting=setting, network="HCNN", seed=0, images="test", epoch=epoch, accuracy=accuracy)
+        for setting, accuracies in (("few images", (10, 20)), ("all images", (50, 90))) for epoch, accuracy in enumerate(accuracies, 1)])
+    fig = figures.learning_curves(curves, "CIFAR-10")
+    for ax, most in zip(fig.axes, (20, 90)):
+        low, high = ax.get_ylim()
+        assert low == 0 and high >= most
+        assert max(max(line.get_ydata()) for line in ax.lines if len(line.get_ydata())) == most
+
+
+def test_an_epoch_is_an_integer_and_a_panel_gives_no_colour_to_two_networks():
+    curves = pd.DataFrame([dict(setting=f"setting {i}", network=f"network {i} {k}", seed=0, images="test", epoch=1, accuracy=10 + k)
+                           for i in range(7) for k in range(2)])
+    fig = figures.learning_curves(curves, "CIFAR-10")
+    fig.canvas.draw()
+    for ax in fig.axes[:7]:
+        low, high = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+        assert len({line.get_color() for line in ax.lines if len(line.get_ydata())}) == 2

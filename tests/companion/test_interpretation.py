@@ -1,0 +1,385 @@
+"""Section 5.3: the arrays, the search for the nearest image against brute force, the probabilities, known changes, storage."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binom, spearmanr
+
+from hcnn import HCNN, Architecture
+from hcnn.companion.baselines.systems import Baseline
+from hcnn.companion.figures import interpretation as drawing
+from hcnn.companion.interpretation import measure as interpretation
+from hcnn.companion.interpretation import properties
+from hcnn.companion.interpretation.attributes import (
+    attribute_arrays,
+    bootstrap,
+    first_of_every_class,
+    nearest,
+    permutation,
+    sequences,
+    smooth,
+    translate,
+)
+from hcnn.data.augment import standardise
+from hcnn.data.datasets import load_dataset
+from hcnn.network import build
+
+TINY = dict(K=8, Q=2, J=6, attribute_support=(3, 5), subsampled=(1, 2, 3), num_classes=10)
+
+
+def network(**changes):
+    """A random network in evaluation mode with what `hcnn.load` adds to it."""
+    net = HCNN(Architecture(**(TINY | changes)), torch.Generator().manual_seed(0))
+    net.mean, net.std, net.run = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), dict(name="tiny", weights_sha256="0" * 64)
+    with torch.no_grad():
+        net(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_dataset("digits")
+    return replace(data, train_images=data.train_images[:60], train_labels=data.train_labels[:60],
+                   test_images=data.test_images[:20], test_labels=data.test_labels[:20])
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "periodic"])
+def test_arrays_are_equation_9_at_the_central_position(digits, padding_mode):
+    net, images = network(padding_mode=padding_mode), digits.train_images[:7]
+    arrays, predictions = attribute_arrays(net, images, [3, 4, 5], batch_size=3)
+    with torch.no_grad():
+        x = net.activations(standardise(images, net.mean, net.std), [3, 4, 5, 6])
+    for j in (3, 4, 5):
+        height, width = x[j].shape[-2:]
+        assert torch.allclose(arrays[j], x[j][..., height // 2, width // 2].sum(1), atol=1e-5)
+        assert arrays[j].shape == (7, 4, 8 if j < 5 else 10)
+    assert torch.equal(predictions, x[6].argmax(1))
+
+
+def test_depths_without_an_array_and_networks_in_training_are_refused(digits):
+    for depths in ([2], [6], []):
+        with pytest.raises(ValueError, match="depths must be between 3 and J - 1 = 5"):
+            attribute_arrays(network(), digits.train_images[:2], depths)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        attribute_arrays(network().train(), digits.train_images[:2], [3])
+
+
+def test_progress_ends_with_the_number_of_images(digits):
+    lines = []
+    attribute_arrays(network(), digits.train_images[:5], [3], batch_size=2, log=lines.append)
+    assert len(lines) >= 1 and lines[-1].startswith("attribute arrays of 5 of 5 images, ")
+
+
+def test_translation_and_smoothing_along_the_rows_against_the_definition():
+    x = random(3, 4, 8)
+    for tau in range(6):
+        moved = torch.stack([x[:, (v - tau) % 4] for v in range(4)], 1)  # xbar(v_{j-1} - tau, v_j)
+        assert torch.equal(translate(x, tau), moved)
+        assert torch.allclose(translate(smooth(x), tau), smooth(moved))
+    assert torch.allclose(smooth(x)[:, 3], (x[:, 3] + x[:, 0]) / 2)
+
+
+@pytest.mark.parametrize("rows", [4, 6, 8, 12])
+def test_permutation_moves_every_row_and_is_no_rotation_or_reflection(rows):
+    order = permutation(rows).tolist()
+    assert sorted(order) == list(range(rows)) and all(i != p for i, p in enumerate(order))
+    for sign in (1, -1):
+        assert all(order != [(sign * i + shift) % rows for i in range(rows)] for shift in range(rows))
+    assert torch.equal(permutation(rows), permutation(rows))
+
+
+def test_two_rows_have_no_such_order():
+    with pytest.raises(ValueError, match="rows must be at least 4"):
+        permutation(2)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**20])
+def test_search_equals_brute_force(chunk):
+    queries, database = random(23, 12) + 1000, random(50, 12, seed=1) + 1000  # a common offset costs no accuracy
+    index, distance, ties = nearest(queries, database, chunk=chunk)
+    brute = (queries.double()[:, None] - database.double()[None]).norm(dim=2)
+    assert torch.equal(index, brute.argmin(1)) and not ties.any()
+    assert torch.allclose(distance.double(), brute.min(1).values, rtol=1e-6)
+
+
+def test_image_itself_is_excluded_and_others_are_not():
+    database = random(10, 6)
+    assert torch.equal(nearest(database, database)[0], torch.arange(10))
+    exclude = torch.tensor([0, -1, *range(2, 10)])
+    brute = torch.cdist(database, database).fill_diagonal_(torch.inf).argmin(1)
+    brute[1] = 1
+    assert torch.equal(nearest(database, database, exclude)[0], brute)
+
+
+def test_ties_go_to_the_lowest_index_and_are_counted():
+    database = random(9, 6)
+    database[7] = database[5] = database[2]
+    index, distance, ties = nearest(database[[7, 3]], database)
+    assert index.tolist() == [2, 3] and ties.tolist() == [2, 0] and not distance.any()
+    index, _, ties = nearest(database[[7]], database, torch.tensor([2]))
+    assert index.tolist() == [5] and ties.tolist() == [1]
+
+
+def test_search_never_holds_more_distances_than_the_chunk_and_keeps_them_in_one_place(monkeypatch):
+    sizes, places, product = [], set(), torch.addmm
+
+    def recorded(*args, **kwargs):
+        out = product(*args, **kwargs)
+        sizes.append(out.numel())
+        places.add(out.data_ptr())
+        return out
+
+    monkeypatch.setattr(torch, "addmm", recorded)
+    nearest(random(300, 5), random(70, 5), chunk=700)
+    assert max(sizes) == 700 and sum(sizes) == 300 * 70 and len(places) == 1
+    sizes.clear()
+    nearest(random(3, 5), random(70, 5), chunk=10)
+    assert max(sizes) == 70
+
+
+def test_planted_image_is_found_for_every_translation():
+    database, queries = random(40, 4, 8), random(3, 4, 8, seed=1)
+    for q in range(3):
+        for tau in range(4):
+            database[10 * q + tau] = translate(queries[q], tau)
+    index, distance, _ = sequences(queries, database, [0, 1, 2, 3])
+    assert index.tolist() == [[tau, 10 + tau, 20 + tau] for tau in range(4)]
+    assert distance.max() < 1e-6
+    own = sequences(queries, database, [0, 1], exclude=torch.tensor([0, 11, -1]))[0]
+    assert own[0, 0] != 0 and own[1, 1] != 11 and own[0, 2] == 20, "an excluded image is excluded for every translation"
+
+
+def test_classes_are_balanced_and_indices_sorted():
+    labels = torch.tensor([2, 2, 0, 1, 2, 0, 1, 1])
+    assert first_of_every_class(labels, 3).tolist() == [0, 2, 3]
+    assert first_of_every_class(labels, 5).tolist() == [0, 1, 2, 3, 5]
+    assert torch.equal(first_of_every_class(labels), torch.arange(8))
+    for n in (0, 9):
+        with pytest.raises(ValueError, match="from 1 to 8"):
+            first_of_every_class(labels, n)
+
+
+def planted(labels_of_index, m=500, depths=(3, 4, 5), taus=(0, 1, 2, 3)):
+    """A result of `interpret` with a database of ten classes in which x^tau has the class `labels_of_index(query label, depth)`."""
+    own = np.arange(m) % 10
+    index = np.stack([np.stack([labels_of_index(own, j) for _ in taus]) for j in depths])
+    return dict(depths=np.array(depths), taus=np.array(taus), labels=np.arange(10), predictions=np.arange(10), query_labels=own,
+                query_predictions=own, index=index, distance=np.ones(index.shape), permuted=index[:, 0])
+
+
+def test_probability_of_a_planted_database_is_one_and_of_a_random_one_chance():
+    a, draw = Architecture(**TINY), np.random.default_rng(0)
+    certain = interpretation.same_class_probability(planted(lambda own, j: own), a)
+    assert (certain[certain.kind != "chance"][["probability", "low", "high", "said"]] == 1).all(axis=None)
+    assert np.allclose(certain[certain.kind == "chance"].probability, 0.1)
+    chance = interpretation.same_class_probability(planted(lambda own, j: draw.integers(0, 10, len(own))), a)
+    assert chance.probability.sub(0.1).abs().max() < 0.05
+    chance = chance[chance.kind != "chance"]
+    inside = (chance.low <= 0.1) & (0.1 <= chance.high)
+    assert inside.mean() > 0.8, "an interval of 95% holds the truth nearly always"
+
+
+def test_intervals_narrow_as_one_over_the_root_of_n():
+    draw = np.random.default_rng(0)
+    widths = []
+    for m in (200, 5000):
+        found = planted(lambda own, j: np.where(draw.random(len(own)) < 0.5, own, (own + 1) % 10), m)
+        rows = interpretation.same_class_probability(found, Architecture(**TINY))
+        widths.append((rows.high - rows.low)[rows.kind == "translated"].mean())
+    assert widths[0] / widths[1] == pytest.approx(5, rel=0.15) and widths[0] == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("right, n", [(0, 10), (3, 10), (10, 10), (420, 1000)])
+def test_interval_is_that_of_endless_bootstrap_resamples(right, n):
+    low, high = interpretation.interval_of_share(right, n)
+    assert (low, high) == tuple(binom.ppf((0.025, 0.975), n, right / n) / n)
+
+
+def test_odd_translations_are_marked_exact_at_the_deepest_array_only():
+    rows = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
+    exact = {(r.depth, r.tau) for r in rows[rows.kind == "translated"].itertuples() if r.exact}
+    assert exact == {(3, 2), (4, 2), (5, 1), (5, 2), (5, 3)}
+
+
+def test_progression_tells_a_rise_with_depth_from_a_constant():
+    draw = np.random.default_rng(0)
+    rising = planted(lambda own, j: np.where(draw.random(len(own)) < 0.2 * (j - 2), own, (own + 1) % 10))
+    rise = interpretation.progression(rising).set_index("statistic")
+    assert rise.loc["rank correlation with depth", "low"] > 0.99 and rise.loc["deepest - shallowest", "low"] > 0.3
+    constant = planted(lambda own, j: np.where(draw.random(len(own)) < 0.5, own, (own + 1) % 10))
+    flat = interpretation.progression(constant).set_index("statistic")
+    assert flat.loc["deepest - shallowest", "low"] < 0.05 and abs(flat.loc["translated - nearest", "value"]) < 0.05
+
+
+def test_rank_correlation_with_depth_counts_equal_probabilities_as_equal():
+    m, draw = 60, np.random.default_rng(0)
+    found = planted(lambda own, j: np.where(draw.random(m) < 0.3, own, (own + 1) % 10), m, depths=range(3, 12), taus=range(8))
+    kept = (found["labels"][found["index"]] == found["query_labels"])[:, 1:].sum(1)
+    resamples = np.rint(bootstrap(m, 1000) * m).astype(int)
+    exact = [spearmanr(found["depths"], kept @ resample).statistic for resample in resamples]
+    row = interpretation.progression(found).set_index("statistic").loc["rank correlation with depth"]
+    assert (row.low, row.high) == pytest.approx(tuple(np.quantile(exact, (0.025, 0.975))), abs=1e-12)
+
+
+def test_best_translation_recovers_a_planted_one_and_what_it_leaves():
+    x = random(5, 8, 16)
+    for tau in (-3, 1, 2):
+        assert properties.best_translation(x, translate(x, tau)) == (tau, pytest.approx(1))
+    assert properties.best_translation(x, x) == (0, 0)
+    tau, explained = properties.best_translation(x, translate(x, 2) + 0.5 * random(5, 8, 16, seed=1))
+    assert tau == 2 and 0.7 < explained < 0.95
+    wave = torch.cos(2 * torch.pi * (torch.arange(8.0) - torch.tensor([[0], [0.5]])) / 8)[..., None]  # moved by half a sample
+    assert properties.best_translation(wave[:1], wave[1:]) == (0.5, pytest.approx(1, abs=1e-5))
+
+
+def test_a_change_that_is_no_translation_is_not_explained():
+    x = random(2000, 8, 4)
+    assert properties.best_translation(x, random(2000, 8, 4, seed=1))[1] < 0.05
+    assert properties.best_translation(x, x[:, permutation(8)])[1] < 0.5
+
+
+def test_amounts_change_the_images_and_hue_no_grey_ones(digits):
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for change, amounts in properties.changes((0.5, 0.5, 0.5)).values():
+        for amount in amounts:
+            changed = change(images, amount)
+            assert changed.dtype == torch.uint8 and changed.shape == images.shape and not torch.equal(changed, images)
+    right = properties.changes((0, 0, 0))["shift"][0](images, 3)
+    assert torch.equal(right[..., 3:], images[..., :-3]) and not right[..., :3].any()
+    shifts, resampled = properties.property_shifts(network(), digits.test_images[:4], [3, 5])
+    hue = shifts[shifts.property == "hue"]
+    assert not hue.moved.any() and not hue.explained.any() and not hue.tau.any()
+    assert (shifts[shifts.property == "brightness"].moved > 0).all() and shifts.explained.between(0, 1).all()
+    names = shifts.property.unique().tolist()
+    assert resampled.shape == (2, properties.RESAMPLES, len(names), 2) and not resampled[:, :, names.index("hue")].any()
+
+
+def test_monotonicity_is_the_rank_correlation_with_the_amount():
+    rows = [dict(depth=3, property=name, amount=a, moved=1, explained=0.5, control=0, tau=f(a))
+            for name, f in (("up", lambda a: a), ("down", lambda a: -(a**3)), ("even", lambda a: a * a), ("none", lambda a: 0))
+            for a in (-2.0, -1.0, 1.0, 2.0)]
+    assert properties.monotonicity(pd.DataFrame(rows)).monotone.tolist() == pytest.approx([1, -1, 0, 0])
+
+
+@pytest.mark.parametrize("padding_mode", ["periodic", "zeros"])
+def test_scores_ignore_exactly_the_exact_translations_with_periodic_boundaries(digits, padding_mode):
+    net = network(padding_mode=padding_mode).double()
+    change = properties.score_changes(net, digits.test_images[:5], [3, 4, 5], [1, 2, 3], batch_size=2)
+    assert set(change[change.exact].apply(lambda r: (r.depth, r.tau), axis=1)) == {(3, 2), (4, 2), (5, 1), (5, 2), (5, 3)}
+    last = change.depth == 5  # averaged at once, whatever the boundary
+    assert (change.change[last] < 1e-6).all() and (change.kept[last] == 1).all()
+    others = change[~last]
+    assert (others.change[~others.exact] > 1e-3).all()
+    assert (others.change[others.exact] < 1e-6).all() == (padding_mode == "periodic")
+
+
+def test_network_without_ordered_channels_is_refused(digits):
+    with pytest.raises(ValueError, match="must be HCNN or HCNN.*got ResNet-20"):
+        interpretation.settings(build(Baseline.preset("digits", "resnet-20")), digits)
+
+
+def test_result_is_consistent_and_survives_storage(digits, tmp_path):
+    net = network()
+    asked = interpretation.settings(net, digits, images=[0, 3], database=40, queries=10, altered=3, depths=[3, 5])
+    assert asked["taus"] == [0, 1, 2, 3], "a circle of four rows has no other translations"
+    found = interpretation.interpret(net, digits, asked, log=None)
+    assert found["index"].shape == found["distance"].shape == (2, 4, 10) and found["image_index"].shape == (2, 4, 2)
+    arrays, said = attribute_arrays(net, digits.train_images, [5])
+    base = found["database"]
+    for t in range(4):
+        for f, i in enumerate((0, 3)):
+            assert base[found["image_index"][1, t, f]] != i, "an image of the database is excluded for its own x^tau"
+            moved, near = smooth(translate(arrays[5][i], t)), smooth(arrays[5][base[found["image_index"][1, t, f]]])
+            assert found["image_distance"][1, t, f] == pytest.approx((moved - near).norm().item(), rel=1e-3)
+            assert np.allclose(found["nearest_arrays_5"][t, f], arrays[5][base[found["image_index"][1, t, f]]], rtol=1e-3, atol=1e-6)
+    assert np.array_equal(found["predictions"], said[base]) and np.array_equal(found["labels"], digits.train_labels[base])
+
+    assert interpretation.load_interpretation(tmp_path) is None
+    interpretation.save_interpretation(tmp_path, found)
+    stored = interpretation.load_interpretation(tmp_path, asked)
+    assert stored.keys() == found.keys() and all(np.array_equal(stored[name], found[name]) for name in found)
+    assert interpretation.table(stored, "shifts").equals(interpretation.table(found, "shifts"))
+    assert interpretation.load_interpretation(tmp_path, asked | dict(weights="1" * 64)) is None, "other weights, another result"
+    assert [path.name for path in tmp_path.iterdir()] == [interpretation.FILE]
+
+    (tmp_path / interpretation.FILE).write_bytes((tmp_path / interpretation.FILE).read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"interpretation.npz is damaged .*; delete it"):
+        interpretation.load_interpretation(tmp_path)
+
+
+def test_settings_refuse_what_cannot_be_computed(digits):
+    with pytest.raises(ValueError, match="rows must be at least 4"):
+        interpretation.settings(network(K=4), digits, [0])
+    with pytest.raises(ValueError, match="images must be indices of training images, 0 to 59, got \\[60\\]"):
+        interpretation.settings(network(), digits, [60])
+
+
+def test_figures_write_class_and_prediction_under_every_image(digits):
+    net = network()
+    found = interpretation.interpret(net, digits, interpretation.settings(net, digits, [0, 1, 2], 30, 10, 2), log=None)
+    fig = drawing.with_arrays(found, 5, [0, 1], digits, "title")
+    assert len(fig.axes) == 2 * 2 * 4  # two images, each a row of images above a row of arrays, columns x, 1, 2, 3
+    label, said = found["image_labels"][0], found["image_predictions"][0]
+    assert fig.axes[0].get_xlabel() == f"{label}\n" + (f"said: {said}" if said != label else "")
+    fig = drawing.by_depth(found, [0, 1, 2], digits, "title")
+    assert len(fig.axes) == 3 * 4 and [fig.axes[4 * d].get_ylabel() for d in range(3)] == ["j = 3", "j = 4", "j = 5"]
+    assert len(drawing.one(found, 4, 2, 3, digits).axes) == 5
+    legend = drawing.probabilities(interpretation.same_class_probability(found, net.architecture), "title").axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "even $\\tau$", "odd $\\tau$", "untranslated nearest neighbour", "rows in a non-cyclic order", "chance"]
+    assert len(drawing.properties(properties.monotonicity(interpretation.table(found, "shifts")), "title").axes) == 4
+
+
+def test_runs_stand_side_by_side_with_what_they_are():
+    table = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
+    heads = [dict(run=name, network="HCNN K=8", seed=seed, accuracy="65.22", database=40, queries=500, **{"trained on": "digits"})
+             for seed, name in enumerate("abcd")]
+    fig = drawing.by_run(pd.concat([table.assign(**head) for head in heads]))
+    titled = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert all(ax.get_ylim()[1] > table.high.max() for ax in fig.axes if ax.get_title()), "one scale, and nothing above it"
+    assert len(titled) == 4 and titled[2].startswith("HCNN K=8, seed 2: 65.22%") and "n = 500" in titled[2]
+
+
+def test_colour_and_geometry_are_told_apart_where_they_differ_only():
+    depths, names = (3, 4, 5, 6), ("hue", "brightness", "shift", "blur")
+    rows = [dict(depth=j, property=name, amount=a, control=0.0, explained=0.5 if (name in properties.COLOUR) == (j < 5) else 0.1)
+            for name in names for a in (-1.0, 1.0) for j in depths]
+    noise = np.random.default_rng(0).normal(0, 0.01, (2, 200, len(names), len(depths)))
+    explained = np.array([[0.5 if (name in properties.COLOUR) == (j < 5) else 0.1 for j in depths] for name in names])
+    found = properties.colour_or_geometry(pd.DataFrame(rows), noise + np.stack([explained, 0 * explained])[:, None]).set_index("statistic")
+    assert found.value["colour - geometry, shallow"] == pytest.approx(0.4) and found.value["colour - geometry, deep"] == pytest.approx(-0.4)
+    assert found.low["colour - geometry, shallow"] > 0.38 and found.high["colour - geometry, deep"] < -0.38
+    assert found.value["translated - permuted"] == pytest.approx(0.3) and found.low["translated - permuted"] > 0.28
+    assert len(properties.colour_or_geometry(pd.DataFrame(rows).query("depth == 3"), noise[..., :1])) == 4, "one depth has no deep half"
+
+
+def test_resamples_of_the_change_hold_the_share_that_is_explained():
+    before = random(200, 4, 8)
+    after = translate(before, 1) + random(200, 4, 8, seed=1)
+    shares = properties._resampled(before, after, torch.from_numpy(bootstrap(200, 200)))
+    assert shares.quantile(0.025) < properties.best_translation(before, after)[1] < shares.quantile(0.975) and shares.std() < 0.03
+
+
+def test_the_last_cell_of_notebook_6_shows_a_picture_without_widgets(monkeypatch, capsys):
+    cells = nbformat.read(Path(__file__).parents[2] / "notebooks" / "06_interpretation.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "ipywidgets" in cell.source]
+    drawn, made = [], []
+    names = dict(drawing=SimpleNamespace(one=lambda *choice: drawn.append(choice[1:4])), plt=SimpleNamespace(show=lambda: None), found={},
+                 data=None, depths=[3, 5], asked=dict(taus=[0, 1]), shown=[7, 8])
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # as where it is not installed
+    exec(source, dict(names))
+    assert drawn == [(5, 0, 1)] and "ipywidgets is not installed" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=lambda look, **choices: made.append(choices)))
+    exec(source, dict(names))
+    assert made == [dict(image=[0, 1], depth=[3, 5], tau=[0, 1])]

@@ -1,0 +1,231 @@
+"""Each fast operator equals the literal equations in float64: forward and every gradient."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hcnn import AttributeConv, MultiscaleHCNN, reference
+from hcnn import operators as ops
+
+
+def random_layer(K=8, Q=3, elu=False, stride=1, padding_mode="zeros", support=(7, 11), **options):
+    generator = torch.Generator().manual_seed(K + Q)
+    layer = AttributeConv((K // 2, K), 5, support, Q, elu=elu, stride=stride, padding_mode=padding_mode, generator=generator, **options)
+    layer = layer.double()
+    with torch.no_grad():
+        for p in (layer.scale, layer.shift, layer.bias):
+            p.add_(torch.randn(p.shape, generator=generator))
+    return layer
+
+
+def literal(layer, x):
+    return reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.stride, layer.attribute_stride,
+                                      layer.padding_mode, layer.padding, layer.elu, layer.statistics, layer.eps)
+
+
+def assert_same_with_gradients(f, g, inputs, tolerance=1e-10):
+    """f() and g() agree, and so do the gradients of a random functional of them with respect to the inputs."""
+    a, b = f(), g()
+    assert a.shape == b.shape
+    direction = torch.randn(a.shape, dtype=a.dtype, generator=torch.Generator().manual_seed(9))
+    grads = [torch.autograd.grad((y * direction).sum(), inputs) for y in (a, b)]
+    for u, v in zip((a, *grads[0]), (b, *grads[1])):
+        assert (u - v).abs().max() <= tolerance * max(1.0, v.abs().max().item())
+
+
+CASES = list(product((4, 8, 16), (False, True), (1, 2), ("zeros", "periodic")))
+
+
+@pytest.mark.parametrize("K, elu, stride, padding_mode", CASES)
+def test_factorised_layer_equals_reference_in_float64(K, elu, stride, padding_mode):
+    layer = random_layer(K, elu=elu, stride=stride, padding_mode=padding_mode)
+    x = torch.randn(2, K // 2, K, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert_same_with_gradients(lambda: layer(x), lambda: literal(layer, x), [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("elu, stride, statistics", list(product((False, True), (1, 2), ("all", "strided"))))
+def test_tensorflow_padding_equals_reference_in_float64(elu, stride, statistics):
+    layer = random_layer(8, elu=elu, stride=stride, padding="same", statistics=statistics)
+    x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert_same_with_gradients(lambda: layer(x), lambda: literal(layer, x), [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("n, support, stride, before", [(8, 7, 2, 2), (16, 11, 2, 4), (32, 3, 2, 0), (32, 3, 1, 1)])
+def test_tensorflow_padding_starts_where_tensorflow_does(n, support, stride, before):
+    reads = ops.tap_reads((n,), (support,), stride, "zeros", "same")
+    assert (reads[0] < 0).sum() == before
+
+
+@pytest.mark.parametrize("elu", (False, True))
+def test_a_mean_of_a_thousand_deviations_does_not_hurt_float64(elu):
+    layer = random_layer(8, elu=elu)
+    x = (torch.randn(2, 4, 8, 6, 6, dtype=torch.float64) + 1000).requires_grad_()
+    assert_same_with_gradients(lambda: layer(x), lambda: literal(layer, x), [x, *layer.parameters()])
+
+
+def test_variances_survive_a_large_mean_in_float32():
+    x = torch.randn(64, 16, 16) + 10
+    smooth = F.avg_pool2d(x, 3, 1, 1)  # weak directions of C
+    h = torch.randn(8, 3, 3)
+    mean, var = ops.filter_statistics(h, *ops.patch_moments(smooth)[:2])
+    z = F.conv2d(smooth.double()[:, None], h.double()[:, None], padding=1)
+    assert torch.allclose(var.double(), z.var((0, 2, 3), unbiased=False), rtol=1e-4)
+    assert torch.allclose(mean.double(), z.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("support, stride, padding_mode, padding", [
+    (3, 1, "zeros", "symmetric"), (3, 2, "zeros", "same"), (5, 1, "periodic", "symmetric"), (1, 2, "zeros", "symmetric")])
+def test_patch_moments_are_the_moments_of_unfolded_patches(support, stride, padding_mode, padding):
+    x = (torch.randn(4, 6, 8, dtype=torch.float64) + 3).requires_grad_()
+
+    def unfolded():
+        p = F.unfold(ops.pad_space(x[:, None], support, stride, padding_mode, padding), support, stride=stride)
+        p = p.transpose(1, 2).flatten(0, 1)
+        return torch.cat([p.mean(0), torch.cov(p.T, correction=0).flatten()])
+
+    def moments():
+        mu, C, n = ops.patch_moments(x, support, stride, padding_mode, padding)
+        assert n == 4 * -(-6 // stride) * -(-8 // stride)
+        return torch.cat([mu, C.flatten()])
+
+    assert_same_with_gradients(moments, unfolded, [x])
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
+def test_gradcheck_of_the_custom_functions(padding_mode):
+    table, reads = (f((2, 4), (3, 5), 2, padding_mode) for f in (ops.tap_table, ops.tap_reads))
+    w = torch.randn(15, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: ops.spread_taps(w, table, reads), w)
+    x = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ops.patch_moments(x, 3, 1, padding_mode)[:2], x)
+
+
+@pytest.mark.parametrize("grid, support, padding_mode", list(product(((4,), (8,), (16,)), ((11,),), ("zeros", "periodic"))))
+def test_filter_longer_than_its_axis_has_the_right_gradients(grid, support, padding_mode):
+    """j = 2: the case in which F.conv3d of some releases of torch returns garbage on the CPU (K = 8)."""
+    layer = AttributeConv(grid, 4, support, Q=None, padding_mode=padding_mode, bias=False)
+    x = torch.randn(2, *grid, 6, 6)
+    oracle = layer.w.detach().double().requires_grad_()
+    direction = torch.randn(layer(x).shape)
+    (grad,) = torch.autograd.grad((layer(x) * direction).sum(), layer.w)
+    z = reference.attribute_layer(x.double(), oracle, padding_mode=padding_mode)
+    (expected,) = torch.autograd.grad((z * direction.double()).sum(), oracle)
+    assert (grad - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("elu", (False, True))
+def test_literal_implementation_equals_the_equations(elu):
+    """The denominator of the speed-ups computes the same function."""
+    layer = random_layer(8, elu=elu, stride=2)
+    x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64)
+    z = reference.literal_attribute_conv(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, 2, elu)
+    assert torch.allclose(z, literal(layer, x), atol=1e-12)
+
+
+def test_hcnn_is_the_convolution_with_the_factorised_filter_of_equation_8():
+    """Without normalisation (scale sigma, shift m) the layer is equation (4) with w of equation (8)."""
+    layer = random_layer(8, Q=4, padding_mode="periodic")
+    x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64)
+    mean, var = ops.filter_statistics(layer.h, *ops.patch_moments(x.flatten(0, 2), padding_mode="periodic")[:2])
+    with torch.no_grad():
+        layer.scale.copy_(torch.sqrt(var + layer.eps)), layer.shift.copy_(mean)
+    z = reference.attribute_layer(x, reference.factorised_filter(layer.h, layer.g), padding_mode="periodic")
+    assert torch.allclose(layer(x), z + layer.bias.view(-1, 1, 1), atol=1e-10)
+
+
+def test_running_statistics_are_those_of_batch_norm():
+    layer = random_layer(8).train()
+    norm = torch.nn.BatchNorm2d(3).double()
+    for seed in range(3):
+        x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+        layer(x), norm(F.conv2d(x.view(-1, 1, 6, 6), layer.h[:, None], padding=1))
+    assert torch.allclose(layer.running_mean, norm.running_mean) and torch.allclose(layer.running_var, norm.running_var)
+
+
+@pytest.mark.parametrize("elu", (False, True))
+def test_evaluation_uses_the_running_statistics(elu):
+    layer = random_layer(8, elu=elu)
+    x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64)
+    layer(x), layer.eval()
+    z = F.batch_norm(F.conv2d(x.view(-1, 1, 6, 6), layer.h[:, None], padding=1), layer.running_mean, layer.running_var,
+                     layer.scale, layer.shift, eps=layer.eps)
+    z = (F.elu(z) if elu else z).view(2, 4, 8, 3, 6, 6).permute(0, 4, 5, 3, 1, 2).reshape(-1, 3, 4, 8)
+    z = F.conv2d(z, layer.g, layer.bias, stride=2, padding=(3, 5)).view(2, 6, 6, 5, 2, 4).permute(0, 4, 5, 3, 1, 2)
+    assert torch.allclose(layer(x), z, atol=1e-12)
+
+
+def test_evaluation_folds_once_and_forgets_when_anything_changes(monkeypatch):
+    layer, x = random_layer(8).eval(), torch.randn(1, 4, 8, 4, 4, dtype=torch.float64)
+    built, build = [], AttributeConv._build
+    monkeypatch.setattr(AttributeConv, "_build", lambda self, x: built.append(1) or build(self, x))
+    with torch.no_grad():
+        first = layer(x)
+        assert torch.equal(layer(x), first) and len(built) == 1
+        layer.g.mul_(2)
+        assert not torch.allclose(layer(x), first) and len(built) == 2
+        layer.load_state_dict(random_layer(8, Q=3).state_dict())
+        assert torch.allclose(layer(x), first) and len(built) == 3
+        layer.train()(x)
+        assert len(built) == 4 and layer._cache is None
+    layer.eval()(x).sum().backward()
+    assert layer.g.grad is not None, "gradients of the parameters exist in evaluation too"
+
+
+def test_attribute_conv_works_inside_an_ordinary_sequential():
+    """Another task: 20 x 12 single-channel fields, 6 x 9 attributes, regression."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 54, 5, padding=2), torch.nn.Unflatten(1, (6, 9)), torch.nn.ELU(),
+        AttributeConv((6, 9), 7, support=(3, 5), Q=4, stride=2), torch.nn.ELU(),
+        AttributeConv((5, 7), 2, support=(5, 3), Q=9, elu=True, padding_mode="periodic"), torch.nn.ELU(),
+        torch.nn.Flatten(), torch.nn.LazyLinear(1))
+    x = torch.randn(16, 1, 20, 12)
+    y = x.square().mean((1, 2, 3))[:, None]
+    net(x)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = F.mse_loss(net(x), y)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    assert net[:4](x).shape == (16, 3, 5, 7, 10, 6), "(batch, a1', a0', filters, height', width')"
+
+
+def test_attribute_conv_averages_one_more_attribute():
+    layer, x = random_layer(8), torch.randn(2, 3, 4, 8, 5, 5, dtype=torch.float64)
+    assert torch.allclose(layer(x), layer(x.mean(1)))
+
+
+@pytest.mark.parametrize("arguments, x, words", [
+    (((4, 8), 5, (6, 11)), None, "odd"), (((4,), 5), None, "one positive size an attribute"), (((4, 8), 0), None, "at least 1"),
+    (((4, 8), 5), (2, 8, 4, 5, 5), r"\(batch, 4, 8, height, width\)"), (((4, 8), 5), (2, 4, 8, 5), "input must be"),
+])
+def test_wrong_shapes_are_refused_with_the_right_ones(arguments, x, words):
+    with pytest.raises(ValueError, match=words):
+        AttributeConv(*arguments)(torch.zeros(x))
+
+
+def test_bfloat16_stays_within_its_rounding():
+    """Relative error of one layer: products of two rounded factors, 2^-8 each, averaged over many terms."""
+    layer = random_layer(8, Q=6).float()
+    x = torch.randn(4, 4, 8, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = layer(x)
+    exact = layer(x)
+    assert z.dtype == torch.bfloat16 and (z.float() - exact).norm() <= 2**-7 * exact.norm()
+
+
+def test_multiscale_network_keeps_every_attribute_and_grows_exponentially():
+    net = MultiscaleHCNN(K=4, J=6, num_classes=3)
+    x = torch.randn(2, 3, 6, 6)
+    assert net(x).shape == (2, 3)
+    sizes = [operator.w.numel() for operator in net.operators]
+    assert sizes == [4 * 3 * 9, 4 * 27, 4 * 81, 4 * 243, 3 * 729]
+    assert net.operators[3].grid == (1, 2, 4)
+    z, w = torch.randn(2, 1, 2, 4, 5, 5, dtype=torch.float64), net.operators[3].double().w
+    assert torch.allclose(net.operators[3](z), reference.attribute_layer(z, w), atol=1e-12)

@@ -1,0 +1,156 @@
+"""What a newcomer meets first: the two environments, the Makefile, the README."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "ablations", "headline", "speed", "test", "test-full", "nbval",
+           "verify", "lab", "clean"}
+
+
+def make(*arguments, folder=ROOT, **environment):
+    """Run make with those variables; returns the completed process."""
+    return subprocess.run(["make", "--no-print-directory", *arguments], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"MAKEFLAGS": ""} | environment)
+
+
+def test_conda_and_pip_install_the_same_versions():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pins = next(item["pip"] for item in conda if isinstance(item, dict))
+    assert sorted(set(pins) - {"-e ."}) == sorted(PROJECT["optional-dependencies"]["reproduce"])
+    assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in set(pins) - {"-e ."})
+
+
+def test_every_base_dependency_is_a_range_that_is_pinned_for_reproduction():
+    names = {re.match("[a-z-]+", requirement)[0] for requirement in PROJECT["dependencies"]}
+    pinned = {pin.split("==")[0] for pin in PROJECT["optional-dependencies"]["reproduce"]}
+    assert names <= pinned and not any("==" in requirement for requirement in PROJECT["dependencies"])
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    source = (ROOT / "hcnn" / "__init__.py").read_text()
+    assert citation["version"] == PROJECT["version"] == re.search(r'__version__ = "(.*)"', source)[1]
+    authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
+    assert authors == ["Jacobsen", "Oyallon", "Mallat", "Smeulders"]
+
+
+def test_make_without_a_target_lists_every_target():
+    assert set(re.findall(r"^  ([a-z-]+) ", make().stdout, re.M)) >= TARGETS
+
+
+def test_every_make_command_of_the_readme_exists():
+    named = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M))
+    assert named and {first or second for first, second in named} <= TARGETS
+
+
+def test_the_layout_of_the_readme_names_every_module():
+    layout = re.search(r"## Layout.*?\n    hcnn/(.*?)\n    results/", (ROOT / "README.md").read_text(), re.S)[1]
+    modules = {path.stem for path in (ROOT / "hcnn").glob("*.py") if not path.stem.startswith("__")}
+    assert modules - set(re.findall(r"\w+", layout)) == set()
+
+
+@pytest.mark.parametrize("file", ["README.md", "data/README.md"])
+def test_every_local_link_leads_somewhere(file):
+    path = ROOT / file
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A small repository with the Makefile, a stand-in for the environment's Python that records how it is called."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text("""#!/bin/sh
+case "$*" in
+*cuda*) echo ${GPU:-small} ;;
+*"-m hcnn data"*) exit 1 ;;
+*) echo "RUN $*"; echo "RESULTS ${HCNN_RESULTS:-results}"; exit ${STATUS:-0} ;;
+esac
+""")
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    return tmp_path
+
+
+def test_reproduce_goes_on_without_data_and_without_a_gpu(copy):
+    done = make("reproduce", folder=copy)
+    assert done.returncode == 0
+    assert "RUN notebooks/execute.py --all --profile small --dataset cifar10,cifar100" in done.stdout
+
+
+def test_reproduce_takes_the_paper_profile_with_a_gpu_unless_told_otherwise(copy):
+    assert "--profile paper" in make("reproduce", folder=copy, GPU="paper").stdout
+    assert "--profile small --dataset digits" in make("reproduce", "PROFILE=small", "DATASET=digits", folder=copy, GPU="paper").stdout
+
+
+def test_a_failed_notebook_fails_reproduce(copy):
+    assert make("reproduce", folder=copy, STATUS="1").returncode != 0
+
+
+def test_nbval_reads_the_stored_runs_and_writes_elsewhere(copy):
+    done = make("nbval", folder=copy)
+    elsewhere = Path(re.search(r"^RESULTS (.*)", done.stdout, re.M)[1])
+    assert "--nbval-lax --nbval-current-env notebooks" in done.stdout and done.returncode == 0
+    assert copy not in elsewhere.parents and elsewhere.is_absolute() and not elsewhere.exists()
+    assert make("nbval", folder=copy, STATUS="1").returncode != 0
+
+
+def test_sweep_passes_the_grid_and_asks_for_one(copy):
+    assert "--profile small --sweep dataset=cifar10 variant=hcnn seed=0 K=8,16 Q=9" in make("sweep", "K=8,16", "Q=9", folder=copy).stdout
+    assert make("sweep", folder=copy).returncode != 0
+
+
+def test_headline_passes_on_what_is_to_be_trained(copy):
+    said = make("headline", "SEEDS=0,1", "DATASET=cifar10", "FURTHER=1", "MAX_SECONDS=100", folder=copy).stdout
+    assert "RUN -m hcnn headline --datasets cifar10 --variants hcnn hcnn-plus --seeds 0 1 --max-seconds 100 --further\n" in said
+    assert make("headline", folder=copy, STATUS="1").returncode != 0
+
+
+def test_too_old_python_is_refused_and_leaves_no_environment(copy):
+    shutil.rmtree(copy / ".venv")
+    done = make("environment", "PYTHON=false", folder=copy)
+    assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stdout
+    assert not (copy / ".venv").exists()
+
+
+def test_clean_removes_what_git_does_not_know_and_nothing_else(copy):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t", *arguments], cwd=copy, check=True, capture_output=True)
+
+    for file in ("data/cifar", "results/notebooks/kept.ipynb", "results/tables/kept.csv", "results/figures/kept.png"):
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).write_text("")
+    runs = {"small": '"train_size": 2000,', "full": '"train_size": null,', "stored": '"train_size": 2000,'}
+    for name, text in runs.items():
+        (copy / "results" / "runs" / name).mkdir(parents=True)
+        (copy / "results" / "runs" / name / "run.json").write_text(text)
+    (copy / "results" / "runs" / "begun").mkdir()
+    (copy / "results" / "runs" / "begun" / "checkpoint.safetensors").write_bytes(b'\x00{"state":"{\\"train_size\\":2000}"}\xff')
+    git("init")
+    git("add", "results/notebooks", "results/tables", "results/figures", "results/runs/stored")
+    git("commit", "-m", "t")
+    made = [copy / file for file in ("results/notebooks/made.ipynb", "results/tables/made.csv", "results/figures/made.png.tmp")]
+    for path in made:
+        path.write_text("")
+    assert make("clean", folder=copy).returncode == 0
+    assert not any(path.exists() for path in made)
+    assert sorted(path.name for path in (copy / "results" / "runs").iterdir()) == ["full", "stored"]
+    assert len(list(copy.glob("results/*/kept.*"))) == 3 and (copy / "data" / "cifar").exists() and (copy / ".venv").exists()
+
+
+def test_continuous_integration_calls_the_test_command_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "\nmake test " in script.read_text() and "make test" in (ROOT / "README.md").read_text()

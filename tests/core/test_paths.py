@@ -1,0 +1,157 @@
+"""Every way in which W_j is computed gives what the literal equations give, and no more memory or error than it claims."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hcnn import HCNN, Architecture, AttributeConv, reference
+from hcnn import operators as ops
+from hcnn.companion.speed import cases as speed
+from hcnn.operators import tiled
+
+PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]  # with ELU between h and g
+
+
+def layer_on(path, elu, grid=(4, 8), support=(3, 5), filters=3, Q=4, **options):
+    layer = AttributeConv(grid, filters, support, Q, elu=elu, **options).double()
+    with torch.no_grad():
+        for p in (layer.scale, layer.shift, layer.bias):
+            p.add_(torch.randn_like(p))
+    layer.path = path
+    return layer
+
+
+def assert_equals_reference(layer, x):
+    expected = reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.stride, layer.attribute_stride,
+                                          layer.padding_mode, layer.padding, layer.elu, layer.statistics, layer.eps)
+    direction, inputs = torch.randn_like(expected), [x, *layer.parameters()]
+    found = layer(x)
+    gradients = [torch.autograd.grad((y * direction).sum(), inputs) for y in (found, expected)]
+    for u, v in zip((found, *gradients[0]), (expected, *gradients[1])):
+        assert (u - v).abs().max() <= 1e-10 * max(1, v.abs().max())
+
+
+@pytest.mark.parametrize("path, elu", PATHS)
+@pytest.mark.parametrize("stride, padding_mode, padding", [(1, "zeros", "symmetric"), (2, "zeros", "symmetric"), (2, "zeros", "same"),
+                                                           (1, "periodic", "symmetric"), (2, "periodic", "symmetric")])
+def test_every_path_equals_the_equations(path, elu, stride, padding_mode, padding, monkeypatch):
+    monkeypatch.setattr(tiled, "TILE_BYTES", 6000)  # several tiles: rows of an image
+    layer = layer_on(path, elu, stride=stride, padding_mode=padding_mode, padding=padding)
+    assert_equals_reference(layer, torch.randn(3, 4, 8, 6, 7, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("tile_bytes", (1, 5_000, 9_000, 20_000, 10**9))  # a row, some rows, an image, some images, everything
+def test_tiles_of_any_size_give_the_same(tile_bytes, monkeypatch):
+    monkeypatch.setattr(tiled, "TILE_BYTES", tile_bytes)
+    assert_equals_reference(layer_on("tiled", True), torch.randn(5, 4, 8, 3, 2, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("batch, height, width, columns", list(product((1, 5), (1, 6), (1, 7), (0, 1, 10, 50, 1000))))
+def test_tiles_cover_every_position_once(batch, height, width, columns):
+    seen = torch.zeros(batch, height, dtype=torch.int64)
+    for first, end, r0, r1 in tiled._tiles(batch, height, width, columns):
+        seen[first:end, r0:r1] += 1
+        assert (end - first) * (r1 - r0) * width <= max(2 * columns, width)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("path, elu", PATHS)
+@pytest.mark.parametrize("grid, support", [((6,), (5,)), ((3, 2, 8), (3, 1, 5)), ((1, 9), (1, 1))])
+def test_any_number_of_attributes_works_on_every_path(path, elu, grid, support):
+    layer, x = layer_on(path, elu, grid, support), torch.randn(2, *grid, 4, 4, dtype=torch.float64)
+    other = layer_on("convolution", elu, grid, support)
+    other.load_state_dict(layer.state_dict())
+    assert torch.allclose(layer(x), other(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size, support, stride, padding_mode, padding, width", list(product(
+    (1, 4, 7, 16), (1, 3, 11), (1, 2), ("zeros", "periodic"), ("symmetric", "same"), (1, 2, 3))))
+def test_windows_hold_all_that_is_read_and_begin_and_end_with_it(size, support, stride, padding_mode, padding, width):
+    reads = ops.tap_reads((size,), (support,), stride, padding_mode, padding)
+    pairs = {(o, i) for o, row in enumerate(reads.tolist()) for i in row if i >= 0}
+    for transposed in (False, True):
+        groups = ops.windows(size, support, stride, padding_mode, padding, width, transposed)
+        assert [o for first, end, *_ in groups for o in range(first, end)] == list(range(size if transposed else len(reads)))
+        for first, end, lo, hi in groups:
+            read = {i for o, i in ((i, o) if transposed else (o, i) for o, i in pairs) if first <= o < end}
+            assert (min(read, default=0), max(read, default=-1) + 1) == (lo, hi)
+
+
+def test_which_path_is_taken():
+    x, large = torch.randn(1, 8, 16, 4, 4), dict(grid=(8, 16), filters=16)
+    assert AttributeConv(**large, elu=True).choose_path(x) == "tiled"
+    assert AttributeConv(**large).choose_path(x) == "windowed"
+    assert AttributeConv(**large, padding_mode="periodic").choose_path(x) == "convolution"  # every window is whole
+    assert AttributeConv((4, 8), 8).choose_path(x) == "convolution"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert AttributeConv(**large).choose_path(x) == "convolution"
+    assert AttributeConv((4, 8), 8, (3, 5), Q=None, elu=True)(torch.randn(1, 4, 8, 4, 4)).shape == (1, 2, 4, 8, 4, 4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
+def test_the_speed_table_names_the_path_that_the_paper_s_layers_take_on_a_cpu(variant, precision):
+    layers = [layer for layer in HCNN(Architecture.preset("cifar10", variant)).operators if getattr(layer, "Q", None)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        taken = {speed.PATHS[variant][layer.choose_path(torch.empty(1, *layer.grid, 4, 4))] for layer in layers}
+    assert len(layers) > 1 and taken == {speed.chosen("cpu", variant, precision)}
+
+
+class Sizes(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
+
+
+def largest_tensor(path, batch):
+    layer = layer_on(path, True, (8, 16), (7, 11), 16, 32).float()
+    with Sizes() as sizes:
+        layer(torch.randn(batch, 8, 16, 16, 16, requires_grad=True)).sum().backward()
+    return sizes.largest
+
+
+def test_the_tiled_path_never_makes_a_tensor_of_the_size_of_z():
+    z = 8 * 16 * 32 * 16 * 16  # Q maps for each input map, one image
+    assert largest_tensor("convolution", 4) >= 4 * z
+    # patches' rows of the moments, outputs (512 maps) and the matrix (512 x 4096) are the largest that remain
+    assert largest_tensor("tiled", 4) <= 512 * 4096 < 4 * z
+
+
+U = 2.0**-8  # unit roundoff of bfloat16
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
+def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
+    """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (relative U), sums are float32."""
+    grid, support, filters, Q = (4, 8), (3, 5), 3, 4
+    table, reads = (f(grid, support, 2, padding_mode) for f in (ops.tap_table, ops.tap_reads))
+    h, b, bias = torch.randn(Q, 3, 3), torch.randn(Q), torch.randn(2 * 4 * filters)
+    matrix, x = ops.mixing_matrix(torch.randn(filters, Q, *support), table, reads).requires_grad_(), torch.randn(2, *grid, 5, 5)
+    rule = dict(grid=grid, support=support, filters=filters, padding_mode=padding_mode)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = tiled.tiled_product(x, matrix, bias, h, b, **rule)
+    assert y.dtype == torch.bfloat16
+    direction = torch.randn(y.shape).bfloat16()
+    (found,) = torch.autograd.grad(y, matrix, direction)
+
+    def convolved(h, x, b):
+        return ops.spatial_conv(x.double().reshape(-1, 1, 5, 5), h.double()[:, None], b.double(), 1, padding_mode).view(2, -1, 5, 5)
+
+    z = F.elu(convolved(h, x, b))
+    z_error = 2.1 * U * convolved(h.abs(), x.abs(), b.abs()) + U * z.abs()  # of h and p (2 U and their product), then of z itself
+    M, D = matrix.detach().double(), direction.double().flatten(2)
+    exact = torch.einsum("oi,nihw->nohw", M, z) + bias.view(-1, 1, 1)
+    bound = torch.einsum("oi,nihw->nohw", M.abs(), z_error + 1.1 * U * z.abs()) + 2.1 * U * (exact.abs() + bias.abs().view(-1, 1, 1))
+    assert ((y.double() - exact).abs() <= 1.05 * bound).all()
+    exact, bound = (torch.einsum("nop,nip->oi", d, t.flatten(2)) for d, t in ((D, z), (D.abs(), z_error)))
+    live = M != 0
+    assert ((found.double() - exact).abs() <= 1.05 * (bound + 1.1 * U * exact.abs()))[live].all()

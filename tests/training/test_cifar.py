@@ -1,0 +1,366 @@
+"""The files of CIFAR: what is read is what was published, or an error says which file is wrong and what mends it."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hcnn.data import cifar
+from hcnn.data import datasets as data
+from hcnn.data.cifar import SOURCES, content_checksum
+from hcnn.data.datasets import available, fetch_dataset, load_dataset
+
+CLASSES = [f"class {c}" for c in range(10)]
+IMAGES = {"train": 40, "test": 10}
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def dump(path, content):
+    path.write_bytes(pickle.dumps(content, protocol=4))
+
+
+def fake_split(split):
+    rng = np.random.RandomState(len(split))
+    return rng.randint(0, 256, (IMAGES[split], 3072), dtype=np.uint8), np.arange(IMAGES[split]) % 10
+
+
+def write_fake(name, root):
+    """Files of a tiny data set of ten classes in the layout of `name`; returns the Source that describes them."""
+    source = SOURCES[name]
+    folder = root / source.folder
+    folder.mkdir(parents=True)
+    dump(folder / source.meta, {source.classes_key: [c.encode() for c in CLASSES]})
+    content = {}
+    for split, files in source.files.items():
+        images, labels = fake_split(split)
+        for file, x, y in zip(files, np.split(images, len(files)), np.split(labels, len(files))):
+            dump(folder / file, {b"data": x, source.labels_key: y.tolist()})
+        content[split] = content_checksum(torch.from_numpy(images), torch.from_numpy(labels))
+    sums = {file: md5(folder / file) for file in source.md5}
+    return replace(source, md5=sums, content=content, images=IMAGES)
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def fake(request, tmp_path, monkeypatch):
+    """Name and root of a tiny valid data set that stands where the real one would."""
+    monkeypatch.setitem(SOURCES, request.param, write_fake(request.param, tmp_path / "data"))
+    return request.param, tmp_path / "data"
+
+
+@pytest.fixture
+def fake100(tmp_path, monkeypatch):
+    """Folder of a tiny valid CIFAR-100."""
+    monkeypatch.setitem(SOURCES, "cifar100", write_fake("cifar100", tmp_path / "data"))
+    return tmp_path / "data" / "cifar-100-python"
+
+
+def first_file(name, root):
+    return root / SOURCES[name].folder / SOURCES[name].files["train"][0]
+
+
+def change(path, **entries):
+    content = pickle.loads(path.read_bytes())
+    dump(path, content | {key.encode(): value for key, value in entries.items()})
+
+
+def assert_names_file_checksums_and_remedy(error, path, expected, found):
+    for text in (str(path), expected, found, "make data", "python -m hcnn data"):
+        assert text in str(error.value)
+
+
+# reading
+
+
+def test_valid_files_give_tensors_of_the_promised_types(fake):
+    name, root = fake
+    dataset = load_dataset(name, root)
+    assert dataset.name == name and dataset.classes == tuple(CLASSES) and dataset.flip and dataset.substitutes is None
+    for split in ("train", "test"):
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        assert images.shape == (IMAGES[split], 3, 32, 32) and images.dtype == torch.uint8 and images.is_contiguous()
+        assert labels.shape == (IMAGES[split],) and labels.dtype == torch.int64
+
+
+def test_images_keep_their_labels_and_their_layout(fake):
+    dataset = load_dataset(*fake)
+    images, labels = fake_split("train")
+    read = {row.tobytes(): label for row, label in zip(dataset.train_images.numpy().reshape(40, -1), dataset.train_labels.tolist())}
+    assert read == {row.tobytes(): label for row, label in zip(images, labels)}
+
+
+def test_mean_and_std_are_those_of_the_training_images(fake):
+    dataset = load_dataset(*fake)
+    pixels = dataset.train_images.double() / 255
+    assert dataset.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert dataset.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+
+
+def test_root_comes_from_the_environment_and_is_else_the_data_folder_of_the_repository(fake, monkeypatch):
+    name, root = fake
+    monkeypatch.setenv("HCNN_DATA", str(root))
+    assert available(name) and load_dataset(name).name == name
+    monkeypatch.delenv("HCNN_DATA")
+    assert data._root(name, None) == Path(data.__file__).parents[1] / "data"
+
+
+def test_content_checksum_ignores_the_order_and_sees_every_pixel_and_label():
+    images, labels = map(torch.from_numpy, fake_split("train"))
+    checksum = content_checksum(images, labels)
+    order = torch.from_numpy(np.random.RandomState(0).permutation(40))
+    assert content_checksum(images[order], labels[order]) == checksum
+    assert content_checksum(images, labels[order]) != checksum
+    other = images.clone()
+    other[17, 2000] ^= 1
+    assert content_checksum(other, labels) != checksum
+
+
+def test_cifar100_in_another_order_gives_the_same_data_set(fake100):
+    published = load_dataset("cifar100", fake100.parent)
+    for split in ("train", "test"):
+        images, labels = fake_split(split)
+        dump(fake100 / split, {b"data": images[::-1].copy(), b"fine_labels": labels[::-1].tolist()})
+    shuffled = load_dataset("cifar100", fake100.parent)
+    assert torch.equal(shuffled.train_images, published.train_images) and torch.equal(shuffled.test_labels, published.test_labels)
+    assert (shuffled.checksum, shuffled.mean, shuffled.std) == (published.checksum, published.mean, published.std)
+
+
+def test_a_pickle_that_calls_a_function_is_refused_and_not_run(fake100, tmp_path):
+    class Intruder:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "intruded"),)
+
+    dump(fake100 / "train", {b"data": Intruder()})
+    with pytest.raises(ValueError, match="mkdir is not allowed in a data file"):
+        load_dataset("cifar100", fake100.parent)
+    assert not (tmp_path / "intruded").exists()
+
+
+# damaged and missing files
+
+
+def test_a_truncated_file_is_refused_even_where_digits_may_stand_in(fake):
+    name, root = fake
+    path = first_file(name, root)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError) as error:
+        load_dataset(name, root, fallback=True)
+    expected = SOURCES[name].md5.get(path.name, SOURCES[name].content["train"])
+    assert_names_file_checksums_and_remedy(error, path, expected, md5(path))
+    assert "5,000 bytes" in str(error.value)
+
+
+def test_a_changed_pixel_is_refused(fake):
+    name, root = fake
+    path = first_file(name, root)
+    images = pickle.loads(path.read_bytes())[b"data"]
+    images[3, 100] ^= 1
+    change(path, data=images)
+    with pytest.raises(ValueError) as error:
+        load_dataset(name, root)
+    labels = torch.arange(len(images)) % 10
+    found = md5(path) if name == "cifar10" else content_checksum(torch.from_numpy(images), labels)
+    assert_names_file_checksums_and_remedy(error, path, SOURCES[name].md5.get(path.name, SOURCES[name].content["train"]), found)
+
+
+def test_damaged_class_names_are_refused(fake):
+    name, root = fake
+    path = root / SOURCES[name].folder / SOURCES[name].meta
+    path.write_bytes(path.read_bytes().replace(b"class 3", b"class 4"))
+    with pytest.raises(ValueError) as error:
+        load_dataset(name, root)
+    assert_names_file_checksums_and_remedy(error, path, SOURCES[name].md5[path.name], md5(path))
+
+
+@pytest.mark.parametrize("entries, message", [
+    (dict(data=np.zeros((40, 3071), np.uint8)), r"must hold 40 images of 3 x 32 x 32 bytes.*\(40, 3071\)"),
+    (dict(data=np.zeros((39, 3072), np.uint8)), r"must hold 40 images.*\(39, 3072\)"),
+    (dict(data=np.zeros((40, 3072))), "must hold 40 images.*float64"),
+    (dict(data=None), "must hold 40 images"),
+    (dict(fine_labels=list(range(39))), "must hold 40 labels from 0 to 9"),
+    (dict(fine_labels=[10] * 40), "must hold 40 labels from 0 to 9"),
+    (dict(fine_labels=[-1] * 40), "must hold 40 labels from 0 to 9"),
+    (dict(fine_labels=["a"] * 40), "must hold 40 labels from 0 to 9"),
+    (dict(fine_labels=[0, 0, *range(2, 10)] * 4), "classes must have 4 train images.*found classes of 0 to 8 images"),
+])
+def test_wrong_image_sizes_labels_and_class_counts_are_refused(fake100, entries, message):
+    change(fake100 / "train", **entries)
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset("cifar100", fake100.parent)
+    assert_names_file_checksums_and_remedy(error, fake100 / "train", SOURCES["cifar100"].content["train"], "found")
+
+
+def test_a_missing_file_is_named_even_where_digits_may_stand_in(fake):
+    name, root = fake
+    path = first_file(name, root)
+    path.unlink()
+    assert not available(name, root)
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset(name, root, fallback=True)
+    expected = SOURCES[name].md5.get(path.name, SOURCES[name].content["train"])
+    assert_names_file_checksums_and_remedy(error, path, expected, "is missing")
+
+
+def assert_says_what_to_do(error, root):
+    for text in ("could not be downloaded", str(root), SOURCES["cifar10"].url, "cifar-10-batches-py", "HCNN_DATA", "DATASET=digits"):
+        assert text in str(error.value)
+
+
+def test_an_absent_data_set_says_what_to_do(tmp_path):
+    assert not available("cifar10", tmp_path)
+    with pytest.raises(FileNotFoundError, match="downloads are switched off") as error:
+        load_dataset("cifar10", tmp_path, download=False)
+    assert_says_what_to_do(error, tmp_path)
+
+
+# downloads, from a server on this machine
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Folder that is served at the address of a tiny CIFAR-10; the archive in it is valid."""
+    source = write_fake("cifar10", tmp_path / "published")
+    served = tmp_path / "served"
+    served.mkdir()
+    with tarfile.open(served / "cifar.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "published" / source.folder, source.folder)
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
+    monkeypatch.setitem(SOURCES, "cifar10", replace(source, url=url, archive_md5=md5(served / "cifar.tar.gz")))
+    monkeypatch.setenv("HCNN_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield served
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_an_absent_data_set_is_downloaded_and_nothing_else_is_left(server, tmp_path):
+    root = tmp_path / "new" / "data"
+    assert load_dataset("cifar10", root).train_images.shape == (40, 3, 32, 32)
+    assert available("cifar10", root) and os.listdir(root) == ["cifar-10-batches-py"]
+    assert sorted(os.listdir(root / "cifar-10-batches-py")) == sorted(SOURCES["cifar10"].md5)
+
+
+def test_fetching_mends_damaged_and_missing_files(server, tmp_path, capsys):
+    root = tmp_path / "data"
+    write_fake("cifar10", root)
+    folder = root / "cifar-10-batches-py"
+    (folder / "data_batch_1").write_bytes(b"damaged")
+    (folder / "test_batch").unlink()
+    assert fetch_dataset("cifar10", root).test_images.shape == (10, 3, 32, 32)
+    assert "data_batch_1 (7 bytes) is damaged" in capsys.readouterr().out
+    shutil.rmtree(server)  # nothing is downloaded where all is well
+    assert fetch_dataset("cifar10", root).checksum == load_dataset("cifar10", root).checksum
+
+
+def test_a_damaged_archive_leaves_nothing(server, tmp_path):
+    archive = server / "cifar.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(FileNotFoundError, match="corrupted") as error:
+        load_dataset("cifar10", tmp_path / "new")
+    assert_says_what_to_do(error, tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_downloads_can_be_switched_off_by_argument_and_environment(server, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="downloads are switched off"):
+        load_dataset("cifar10", tmp_path / "new", download=False)
+    monkeypatch.setenv("HCNN_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="downloads are switched off"):
+        load_dataset("cifar10", tmp_path / "new")
+
+
+def test_a_server_that_never_answers_is_given_up_after_a_few_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "NETWORK_SECONDS", 0.3)
+    monkeypatch.setenv("HCNN_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz"
+        monkeypatch.setitem(SOURCES, "cifar10", replace(SOURCES["cifar10"], url=url))
+        start = time.monotonic()
+        with pytest.raises(FileNotFoundError) as error:
+            load_dataset("cifar10", tmp_path)
+    assert time.monotonic() - start < 5
+    assert_says_what_to_do(error, tmp_path)
+
+
+def test_a_name_that_is_never_resolved_is_given_up_after_a_few_seconds(tmp_path, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(cifar, "NETWORK_SECONDS", 0.3)
+    monkeypatch.setenv("HCNN_OFFLINE", "0")
+
+    def never_resolved(*args, **kwargs):
+        answered.wait(20)
+        raise OSError("too late")
+
+    monkeypatch.setattr(cifar, "urlopen", never_resolved)
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="no answer within 0.3 s"):
+        load_dataset("cifar10", tmp_path)
+    answered.set()
+    assert time.monotonic() - start < 5
+
+
+def test_addresses_and_checksums_of_the_archives_are_those_of_torchvision():
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    for name, published in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        source = SOURCES[name]
+        files = dict(published.train_list + published.test_list)
+        assert (source.url, source.archive_md5, source.folder) == (published.url, published.tgz_md5, published.base_folder)
+        assert files.keys() == {f for fs in source.files.values() for f in fs}
+        assert source.md5.items() <= (files | {source.meta: published.meta["md5"]}).items()
+
+
+def test_checksums_in_the_readme_are_those_of_the_code():
+    readme = (Path(__file__).parents[2] / "data" / "README.md").read_text()
+    for source in SOURCES.values():
+        for value in (source.url, source.archive_md5, *source.md5.values(), *source.content.values()):
+            assert value in readme
+    for value in data.DIGITS_CONTENT.values():
+        assert value in readme
+
+
+# the real CIFAR-10 and CIFAR-100
+
+
+@pytest.mark.cifar
+def test_cifar10_comes_in_the_published_order():
+    from torchvision.datasets import CIFAR10
+
+    published = CIFAR10(data._root("cifar10", None), train=False, download=False)
+    dataset = load_dataset("cifar10", download=False)
+    assert dataset.test_labels.tolist() == published.targets
+    assert np.array_equal(dataset.test_images.permute(0, 2, 3, 1).numpy(), published.data)
+
+
+@pytest.mark.cifar
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_truncated_cifar_is_refused(name, tmp_path):
+    source = SOURCES[name]
+    folder = data._root(name, None) / source.folder
+    (tmp_path / source.folder).mkdir()
+    for path in folder.iterdir():
+        (tmp_path / source.folder / path.name).symlink_to(path)
+    damaged = tmp_path / source.folder / source.files["test"][0]
+    damaged.unlink()
+    damaged.write_bytes((folder / damaged.name).read_bytes()[:1_000_000])
+    with pytest.raises(ValueError) as error:
+        load_dataset(name, tmp_path)
+    expected = source.md5.get(damaged.name, source.content["test"])
+    assert_names_file_checksums_and_remedy(error, damaged, expected, md5(damaged))
