@@ -3,11 +3,13 @@
 Section 4 of Jacobsen, Oyallon, Mallat, Smeulders, "Hierarchical Attribute CNNs" (2017). Nothing here needs torch.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
-from hcnn.geometry import pad_before
-from hcnn.settings import Settings, is_integer
+from hcnn import counts
+from hcnn.geometry import PADDING_MODES, PADDINGS, Geometry
+from hcnn.settings import BOOLEAN, Rule, Settings, integer, is_integer, number, one_of, tuple_of
 
 VARIANTS = {"hcnn": "HCNN", "hcnn-plus": "HCNN(+)"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
@@ -23,13 +25,39 @@ CONVENTIONS = {
 SUPPORTS = {"cifar10": (7, 11), "cifar100": (11, 11), "digits": (7, 11)}
 
 
+ODD = Rule(lambda value: is_integer(value, 1) and value % 2 == 1, "a positive odd integer")
+RULES = {
+    "variant": one_of(VARIANTS),
+    "K": Rule(lambda K: is_integer(K, 4) and K % 4 == 0, "a positive multiple of 4"),
+    "Q": integer(1),
+    "J": integer(4),
+    "attribute_support": tuple_of(ODD.holds, "two positive odd integers (s, s')", 2),
+    "num_classes": integer(2),
+    "image_size": tuple_of(lambda n: is_integer(n, 1), "two positive integers (height, width)", 2),
+    "in_channels": integer(1),
+    "padding_mode": one_of(PADDING_MODES),
+    "spatial_support": ODD,
+    "first_support": ODD,
+    "factorised": BOOLEAN,
+    "padding": one_of(PADDINGS),
+    "statistics": one_of(("all", "strided")),
+    "output_norm": BOOLEAN,
+    "head": one_of(("classes", "linear")),
+    "reduction": one_of(("mean", "sum")),
+    "last_elu": BOOLEAN,
+    "initialisation": one_of(("he", "normal-0.05")),
+    "norm_eps": number(lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "norm_momentum": number(lambda value: 0 < value <= 1, "a number between 0 and 1"),
+}
+
+
 @dataclass(frozen=True)
 class Layer:
     """One operator W_j: a convolution along (u, v, v') with `filters` filters, then the nonlinearity rho.
 
-    grid: sizes of the convolved attributes (slowest first); out_grid: the same after subsampling by `attribute_stride`.
-    size: spatial input size (height, width); out_size: after subsampling by `stride`. sums: whether v_{j-3} is summed first.
-    Q is None where the filter is not factorised as in equation (8).
+    grid: sizes of the convolved attributes (slowest first); out_grid: the same after subsampling. size: spatial input
+    size (height, width); out_size: after subsampling. along, space: which inputs the taps read along attributes and
+    space. sums: whether v_{j-3} is summed first. Q is None where the filter is not factorised as in equation (8).
     """
 
     j: int
@@ -37,19 +65,23 @@ class Layer:
     Q: int | None
     grid: tuple[int, ...]
     support: tuple[int, ...]
-    attribute_stride: int
+    along: Geometry
     spatial_support: int
-    stride: int
+    space: Geometry
     size: tuple[int, int]
     sums: bool
 
     @property
+    def stride(self):
+        return self.space.stride
+
+    @property
     def out_grid(self):
-        return tuple(-(-n // self.attribute_stride) for n in self.grid)
+        return tuple(map(self.along.outputs, self.grid))
 
     @property
     def out_size(self):
-        return tuple(-(-n // self.stride) for n in self.size)
+        return tuple(map(self.space.outputs, self.size))
 
     @property
     def full_filter(self):
@@ -99,62 +131,23 @@ class Architecture(Settings):
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
 
-    def __post_init__(self):
-        for name in ("attribute_support", "image_size", "subsampled"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        self._validate()
+    RULES: ClassVar = RULES
 
-    def _validate(self):
-        def refuse(name, allowed):
-            raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-        def is_odd(value):
-            return is_integer(value, 1) and value % 2 == 1
-
-        for name, allowed in (
-            ("variant", tuple(VARIANTS)), ("padding_mode", ("zeros", "periodic")), ("padding", ("symmetric", "same")),
-            ("statistics", ("all", "strided")), ("head", ("classes", "linear")), ("reduction", ("mean", "sum")),
-            ("initialisation", ("he", "normal-0.05")),
-        ):
-            if getattr(self, name) not in allowed:
-                refuse(name, "one of " + ", ".join(allowed))
-        for name in ("factorised", "output_norm", "last_elu"):
-            if not isinstance(getattr(self, name), bool):
-                refuse(name, "true or false")
-        if not is_integer(self.K, 4) or self.K % 4:
-            refuse("K", "a positive multiple of 4")
-        if not is_integer(self.J, 4):
-            refuse("J", "an integer of at least 4")
-        for name, least in (("Q", 1), ("num_classes", 2), ("in_channels", 1)):
-            if not is_integer(getattr(self, name), least):
-                refuse(name, f"an integer of at least {least}")
-        for name in ("spatial_support", "first_support"):
-            if not is_odd(getattr(self, name)):
-                refuse(name, "a positive odd integer")
-        if not (isinstance(self.attribute_support, tuple) and len(self.attribute_support) == 2
-                and all(map(is_odd, self.attribute_support))):
-            refuse("attribute_support", "two positive odd integers (s, s')")
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2 and all(is_integer(n, 1) for n in self.image_size)):
-            refuse("image_size", "two positive integers (height, width)")
-        depths = self.subsampled
-        if not (isinstance(depths, tuple) and all(is_integer(j, 1) and j < self.J for j in depths)
-                and list(depths) == sorted(set(depths))):
-            refuse("subsampled", f"increasing depths between 1 and J - 1 = {self.J - 1}")
-        if not (isinstance(self.norm_eps, float) and 0 < self.norm_eps < 1):
-            refuse("norm_eps", "a number between 0 and 1")
-        if not (isinstance(self.norm_momentum, float) and 0 < self.norm_momentum <= 1):
-            refuse("norm_momentum", "a number between 0 and 1")
-        if self.padding == "same" and self.padding_mode == "periodic":
-            refuse("padding", "symmetric where padding_mode is periodic")
-        if not self.factorised and self.variant == "hcnn-plus":
-            refuse("factorised", "true for hcnn-plus, whose nonlinearity stands between h and g")
-        if not self.factorised and self.statistics == "strided":
-            refuse("statistics", "all where the filters are not factorised")
+    def _check(self):
+        depths, last = self.subsampled, self.J - 1
+        self._require("subsampled", isinstance(depths, tuple) and all(is_integer(j, 1) and j <= last for j in depths)
+                      and list(depths) == sorted(set(depths)), f"increasing depths between 1 and J - 1 = {last}")
+        if self.padding_mode == "periodic":
+            self._require("padding", self.padding == "symmetric", "symmetric where padding_mode is periodic")
+        if self.variant == "hcnn-plus":
+            self._require("factorised", self.factorised,
+                          "true for hcnn-plus, whose nonlinearity stands between h and g")
+        if not self.factorised:
+            self._require("statistics", self.statistics == "all", "all where the filters are not factorised")
+        reach = self.spatial_support // 2 if self.padding_mode == "periodic" else 0
         for layer in self.layers:
-            if self.padding_mode == "periodic" and min(layer.size) < self.spatial_support // 2:
-                refuse("image_size", f"large enough that x_{layer.j - 1} is at least {self.spatial_support // 2} pixels wide")
+            self._require("image_size", min(layer.size) >= reach,
+                          f"large enough that x_{layer.j - 1} is at least {reach} pixels wide")
 
     @classmethod
     def preset(cls, dataset="cifar10", variant="hcnn", preset="paper", **overrides):
@@ -169,9 +162,7 @@ class Architecture(Settings):
         if preset == "released" and variant == "hcnn":
             raise ValueError("variant must be 'hcnn-plus' with preset='released' (the authors' code has a nonlinearity "
                              f"after both h and g), got {variant!r}")
-        unknown = set(overrides) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown parameter {sorted(unknown)[0]!r}; allowed are {', '.join(f.name for f in fields(cls))}")
+        cls.known(overrides)
         values = dict(variant=variant, num_classes=CLASSES[dataset], attribute_support=SUPPORTS[dataset])
         return cls(**(values | CONVENTIONS[preset] | overrides))
 
@@ -183,7 +174,7 @@ class Architecture(Settings):
     @property
     def layers(self):
         """The operators W_1 ... W_{J-1} (W_J is the final average)."""
-        K, size, layers = self.K, self.image_size, []
+        K, size, layers, boundary = self.K, self.image_size, [], (self.padding_mode, self.padding)
         grids = {2: (K,), 3: (K // 2, K)}
         for j in range(1, self.J):
             last = j == self.J - 1 and self.head == "classes"
@@ -193,9 +184,9 @@ class Architecture(Settings):
                 Q=self.Q if j >= 3 and self.factorised else None,
                 grid=() if j == 1 else grids.get(j, (K // 2, K)),
                 support=(self.in_channels,) if j == 1 else (self.first_support,) if j == 2 else self.attribute_support,
-                attribute_stride=2,
+                along=Geometry(2, *boundary),
                 spatial_support=self.spatial_support,
-                stride=2 if j in self.subsampled else 1,
+                space=Geometry(2 if j in self.subsampled else 1, *boundary),
                 size=size,
                 sums=j >= 4,
             ))
@@ -214,82 +205,28 @@ class Architecture(Settings):
         return (*layer.out_grid, layer.filters, *layer.out_size)
 
     def count(self):
-        """Closed-form numbers of parameters of the whole network, as a dict.
+        """Numbers of parameters of the whole network, see `counts.parameters`."""
+        return counts.parameters(self)
 
-        filters: the paper's count (HCNN: the filters w; HCNN(+): h and g; j = 1, 2: plain filters in both).
-        trained_filters: what gradient descent moves (h and g in both variants). normalisation, bias: scales and shifts,
-        biases (of the linear head too). trained: all trainable numbers. effective: `effective_count` over the layers.
+    def multiply_adds(self):
+        """Multiplications of one image's forward pass: of HCNN with its folded filters w, of HCNN(+) h first, then
+        g.
         """
-        layers = self.layers
-        plus = self.variant == "hcnn-plus"
-        trained_filters = sum(l.factorised_filter for l in layers)
-        full = sum(l.full_filter for l in layers)
-        normalisation = sum(2 * l.filters for l in layers if l.j <= 2)
-        normalisation += sum(2 * l.Q for l in layers if l.Q) + sum(2 * l.filters for l in layers if l.j >= 3 and self.output_norm)
-        bias = 0 if self.output_norm else sum(l.filters for l in layers if l.j >= 3)
-        head = (self.K + 1) * self.num_classes if self.head == "linear" else 0
-        return dict(
-            filters=trained_filters if plus else full,
-            trained_filters=trained_filters,
-            normalisation=normalisation,
-            bias=bias,
-            head=head,
-            trained=trained_filters + normalisation + bias + head,
-            effective=sum(map(self.effective_count, layers)),
-        )
-
-    def effective_count(self, layer):
-        """Degrees of freedom of one layer's filters: taps that never touch the grid and the rank limit left out.
-
-        For F filters on T live taps, w is a (spatial taps) x (F T) matrix of rank r = min(Q, spatial taps), and such
-        matrices have r (spatial taps + F T - r) degrees of freedom (r at most F T). HCNN(+): h and the live part of g.
-        """
-        if layer.j == 1:
-            return layer.full_filter
-        live = prod(self._live_taps(n, s, layer.attribute_stride) for n, s in zip(layer.grid, layer.support))
-        space = layer.spatial_support**2
-        if layer.Q is None:
-            return space * layer.filters * live
-        if self.variant == "hcnn-plus":
-            return layer.Q * (space + layer.filters * live)
-        r = min(layer.Q, space, layer.filters * live)
-        return r * (space + layer.filters * live - r)
-
-    def carried(self, j, shift):
-        """What a translation of x_j along (v_{j-2}, v_{j-1}, v_j, u) does to later layers: yields (j, shift), (j + 1, ...), ...
-
-        Covariance with subsampling, for periodic boundaries: each W halves the attributes that it convolves, averages the
-        oldest, and its new attribute does not move. Ends at x_{J-1}, or where a translation would not be a whole number.
-        """
-        yield j, shift
-        stride = self.layers[j].stride if j < self.J - 1 else 0  # of W_{j+1}
-        if stride and shift[1] % 2 == shift[2] % 2 == shift[3] % stride == 0:
-            yield from self.carried(j + 1, (shift[1] // 2, shift[2] // 2, 0, shift[3] // stride))
+        costs = counts.multiply_adds(self)
+        return costs["w"] or costs["h_g"]
 
     def exact_translation(self, j, axis):
-        """Proposition 3.1 with subsampling: the smallest translation of x_j, j >= 3, that does not change the class scores.
-
-        axis: 0..3 for v_{j-2}, v_{j-1}, v_j, u; periodic boundaries. Returns a power of 2, None where the axis is the class.
-        """
-        for tau in (2**i for i in range(self.J)):
-            last, shift = list(self.carried(j, tuple(tau * (i == axis) for i in range(4))))[-1]
-            if last == self.J - 1 and not shift[2]:
-                return tau
-        return None
-
-    def _live_taps(self, n, support, stride):
-        """Taps of one axis that reach the grid from some output index (periodic: distinct inputs read, at most n)."""
-        if self.padding_mode == "periodic":
-            return min(support, n)
-        before = pad_before(n, support, stride, self.padding)
-        return sum(any(0 <= o * stride + t - before < n for o in range(-(-n // stride))) for t in range(support))
+        """The smallest translation of x_j that changes no class score, see `counts.exact_translation`."""
+        return counts.exact_translation(self, j, axis)
 
 
 DESCRIPTIONS = dict.fromkeys(VARIANTS, Architecture)  # the class that describes the networks of a variant
 
 
 def register(variants, cls):
-    """Let `describe` know another class of descriptions, frozen settings like `Architecture`, and the variants that it describes."""
+    """Let `describe` know another class of descriptions, frozen settings like `Architecture`, and the variants that
+    it describes.
+    """
     DESCRIPTIONS.update(dict.fromkeys(variants, cls))
 
 

@@ -1,40 +1,104 @@
-"""The multiply-adds of a forward pass, in closed form. Nothing here needs torch."""
+"""What follows from the shapes alone: numbers of parameters, multiply-adds and exact translations, in closed form.
+Needs no torch.
+"""
 
+from dataclasses import replace
 from math import prod
 
-from hcnn.geometry import pad_before
+
+def parameters(a):
+    """Numbers of parameters of an Architecture, as a dict.
+
+    filters: the paper's count (HCNN: the filters w; HCNN(+): h and g; j = 1, 2: plain filters in both).
+    trained_filters: what gradient descent moves (h and g in both variants). normalisation, bias: scales and shifts,
+    biases (of the linear head too). trained: all trainable numbers. effective: `effective_filters` over the layers.
+    """
+    layers = a.layers
+    trained_filters = sum(layer.factorised_filter for layer in layers)
+    normalisation = sum(2 * layer.filters for layer in layers if layer.j <= 2 or a.output_norm)
+    normalisation += sum(2 * layer.Q for layer in layers if layer.Q)
+    bias = 0 if a.output_norm else sum(layer.filters for layer in layers if layer.j >= 3)
+    head = (a.K + 1) * a.num_classes if a.head == "linear" else 0
+    return dict(
+        filters=trained_filters if a.variant == "hcnn-plus" else sum(layer.full_filter for layer in layers),
+        trained_filters=trained_filters,
+        normalisation=normalisation,
+        bias=bias,
+        head=head,
+        trained=trained_filters + normalisation + bias + head,
+        effective=sum(effective_filters(a, layer) for layer in layers),
+    )
+
+
+def effective_filters(a, layer):
+    """Degrees of freedom of one layer's filters: taps that never touch the grid and the rank limit left out.
+
+    For F filters on T live taps, w is a (spatial taps) x (F T) matrix of rank r = min(Q, spatial taps), and such
+    matrices have r (spatial taps + F T - r) degrees of freedom (r at most F T). HCNN(+): h and the live part of g.
+    """
+    if layer.j == 1:
+        return layer.full_filter
+    numbers = layer.filters * prod(map(layer.along.live, layer.grid, layer.support))
+    space = layer.spatial_support**2
+    if layer.Q is None:
+        return space * numbers
+    if a.variant == "hcnn-plus":
+        return layer.Q * (space + numbers)
+    r = min(layer.Q, space, numbers)
+    return r * (space + numbers - r)
 
 
 def multiply_adds(a):
-    """Multiplications of one image's forward pass in the convolutions of an `Architecture`, taps on the boundary left out.
+    """Multiplications of one image's forward pass in the convolutions of an Architecture, taps on the boundary left
+    out.
 
-    h_g: x * h_q for every q, at all positions where its statistics are taken, then g, equation (8). w: one convolution with the
-    filter w, which is all that HCNN computes once h, normalisation and g are folded; None for HCNN(+), which cannot be folded.
-    Returns {"h_g": int, "w": int or None}; without factorisation the two are equal.
+    h_g: x * h_q for every q, at all positions where its statistics are taken, then g, equation (8). w: one
+    convolution with the filter w, which is all that HCNN computes once h, normalisation and g are folded; None for
+    HCNN(+), which cannot be folded. Returns {"h_g": int, "w": int or None}; without factorisation the two are equal.
     """
     separable = folded = 0
     for layer in a.layers:
-        taps = [_reads(a, n, s, layer.attribute_stride) for n, s in zip(layer.grid, layer.support)] or [a.in_channels]
+        taps = list(map(layer.along.pairs, layer.grid, layer.support)) or [a.in_channels]
         filters = layer.filters * prod(taps)
-        w = filters * prod(_reads(a, n, layer.spatial_support, layer.stride) for n in layer.size)
+        w = filters * prod(layer.space.pairs(n, layer.spatial_support) for n in layer.size)
         folded += w
         if layer.Q:
-            stride = layer.stride if a.statistics == "strided" else 1
-            h = prod(layer.grid) * prod(_reads(a, n, layer.spatial_support, stride) for n in layer.size)
+            everywhere = replace(layer.space, stride=1) if a.statistics == "all" else layer.space
+            h = prod(layer.grid) * prod(everywhere.pairs(n, layer.spatial_support) for n in layer.size)
             separable += layer.Q * (h + filters * prod(layer.out_size))
         else:
             separable += w
     return {"h_g": separable, "w": None if a.variant == "hcnn-plus" else folded}
 
 
-def _reads(a, n, support, stride):
-    """How many inputs all outputs along an axis of n read together; periodic taps that meet on one input count once."""
-    outputs = -(-n // stride)
-    if a.padding_mode == "periodic":
-        return outputs * min(support, n)
-    return taps_inside(n, outputs, support, stride, pad_before(n, support, stride, a.padding))
+def carried(a, j, shift):
+    """What a translation of x_j along (v_{j-2}, v_{j-1}, v_j, u) does to later layers: yields (j, shift), (j + 1,
+    ...), ...
+
+    Covariance with subsampling, for periodic boundaries: each W halves the attributes that it convolves, averages the
+    oldest, and its new attribute does not move. Ends at x_{J-1}, or where a translation would not be a whole number.
+    """
+    yield j, shift
+    stride = a.layers[j].stride if j < a.J - 1 else 0  # of W_{j+1}
+    if stride and shift[1] % 2 == shift[2] % 2 == shift[3] % stride == 0:
+        yield from carried(a, j + 1, (shift[1] // 2, shift[2] // 2, 0, shift[3] // stride))
+
+
+def exact_translation(a, j, axis):
+    """Proposition 3.1 with subsampling: the smallest translation of x_j, j >= 3, that does not change the class scores.
+
+    axis: 0..3 for v_{j-2}, v_{j-1}, v_j, u; periodic boundaries. Returns a power of 2, None where the axis is the
+    class.
+    """
+    for tau in (2**i for i in range(a.J)):
+        last, shift = list(carried(a, j, tuple(tau * (i == axis) for i in range(4))))[-1]
+        if last == a.J - 1 and not shift[2]:
+            return tau
+    return None
 
 
 def taps_inside(n, outputs, support, stride, before):
-    """How many (output, tap) pairs read one of n inputs rather than the zeros around them; `before` zeros stand in front."""
+    """How many (output, tap) pairs read one of n inputs rather than the zeros around them; `before` zeros stand in
+    front.
+    """
     return sum(0 <= o * stride + t - before < n for o in range(outputs) for t in range(support))

@@ -1,64 +1,70 @@
-"""Which input a tap reads, along attributes and space: stride, boundary and padding."""
+"""Which input a tap of a convolution reads: subsampling, boundary and padding, for attributes and space alike. Needs
+no torch.
+"""
 
-from functools import lru_cache
-from math import prod
+from dataclasses import dataclass
+from functools import cache
 
-import torch
-
-
-def pad_before(n, support, stride, padding="symmetric"):
-    """Samples added before the first one of an axis of n: output i reads input i * stride - pad_before ... + support - 1."""
-    if padding == "symmetric":
-        return support // 2
-    return max((-(-n // stride) - 1) * stride + support - n, 0) // 2
+PADDING_MODES = ("zeros", "periodic")
+PADDINGS = ("symmetric", "same")
 
 
-@lru_cache(maxsize=None)
-def tap_reads(grid, support, stride=2, padding_mode="zeros", padding="symmetric"):
-    """Which input every tap of every output position reads, along an attribute grid of any number of axes.
+@dataclass(frozen=True)
+class Geometry:
+    """Output o of an axis of n inputs reads input ``stride * o + t - before`` through tap t; it has ceil(n / stride)
+    outputs.
 
-    Output o reads input i = stride * o + t - pad at tap t, on each axis. Returns (outputs, taps) int64, both axes
-    flattened slowest first; -1 where the tap falls outside (`zeros`); indices wrap around when `periodic`.
+    Outside the axis are zeros (padding_mode `zeros`), or it begins again (`periodic`). padding `symmetric`: before is
+    half the support, as in the paper; `same`: TensorFlow's, which is one less in front where an uneven number is
+    added.
+
+    Raises ValueError naming the parameter, its value and the allowed values.
     """
-    reads = torch.zeros(1, 1, dtype=torch.int64)
-    for n, s in zip(grid, support):
-        o, t = torch.arange(-(-n // stride))[:, None], torch.arange(s)
-        i = stride * o + t - pad_before(n, s, stride, padding)
-        i = i % n if padding_mode == "periodic" else i.where((i >= 0) & (i < n), -1)
-        joint = reads[:, None, :, None] * n + i[None, :, None, :]
-        outside = (reads[:, None, :, None] < 0) | (i[None, :, None, :] < 0)
-        reads = joint.where(~outside, -1).flatten(2).flatten(0, 1)
-    return reads
 
+    stride: int = 1
+    padding_mode: str = "zeros"
+    padding: str = "symmetric"
 
-@lru_cache(maxsize=None)
-def tap_table(grid, support, stride=2, padding_mode="zeros", padding="symmetric"):
-    """The inverse of `tap_reads`: (m, outputs, inputs) int64, the taps through which an output reads an input.
+    def __post_init__(self):
+        if not isinstance(self.stride, int) or isinstance(self.stride, bool) or self.stride < 1:
+            raise ValueError(f"stride must be an integer of at least 1, got {self.stride!r}")
+        for name, allowed in (("padding_mode", PADDING_MODES), ("padding", PADDINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.padding == "same" and self.padding_mode == "periodic":
+            raise ValueError("padding must be symmetric where padding_mode is periodic, got 'same'")
 
-    Unused places hold the number of taps. m is 1 unless `periodic` taps meet on one input, where they add up.
-    """
-    reads = tap_reads(grid, support, stride, padding_mode, padding)
-    outputs, taps, inputs = *reads.shape, prod(grid)
-    o, t = (reads >= 0).nonzero(as_tuple=True)
-    pairs, order = torch.sort(o * inputs + reads[o, t], stable=True)
-    _, sizes = pairs.unique_consecutive(return_counts=True)
-    rank = torch.arange(len(pairs)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # 0, 1, ... among equal pairs
-    table = torch.full((int(sizes.max()), outputs * inputs), taps)
-    table[rank, pairs] = t[order]
-    return table.view(-1, outputs, inputs)
+    def outputs(self, n):
+        """Number of outputs along an axis of n."""
+        return -(-n // self.stride)
 
+    def before(self, n, support):
+        """Samples added before the first one."""
+        if self.padding == "symmetric":
+            return support // 2
+        return max((self.outputs(n) - 1) * self.stride + support - n, 0) // 2
 
-@lru_cache(maxsize=None)
-def windows(size, support, stride, padding_mode, padding, width, transposed=False):
-    """Groups of `width` outputs along one attribute, each with the window of inputs that it reads: outside it all is zero.
+    def after(self, n, support):
+        """Samples added behind the last one, with which a convolution without padding has its `outputs`."""
+        if self.padding == "symmetric":
+            return support // 2
+        return max((self.outputs(n) - 1) * self.stride + support - n - self.before(n, support), 0)
 
-    A list of (first output, end, first input, end); transposed: of groups of inputs with the outputs that read them.
-    """
-    reads = tap_reads((size,), (support,), stride, padding_mode, padding)
-    touch = torch.zeros(len(reads), size + 1, dtype=torch.bool).scatter_(1, reads % (size + 1), True)[:, :-1]  # -1: the last column
-    touch = touch.T if transposed else touch
-    groups = []
-    for first in range(0, len(touch), width):
-        window = touch[first : first + width].any(0).nonzero().flatten().tolist() or [0, -1]
-        groups.append((first, min(first + width, len(touch)), window[0], window[-1] + 1))
-    return groups
+    @cache  # noqa: B019  frozen, and there are a few hundred of them
+    def reads(self, n, support):
+        """The one enumeration: for every output the input that each tap reads, -1 where a tap falls outside."""
+        def read(o, t):
+            i = self.stride * o + t - self.before(n, support)
+            return i % n if self.padding_mode == "periodic" else i if 0 <= i < n else -1
+
+        return tuple(tuple(read(o, t) for t in range(support)) for o in range(self.outputs(n)))
+
+    def live(self, n, support):
+        """Number of taps that differ: those that reach the axis from some output; periodic ones that always meet
+        count once.
+        """
+        return len({column for column in zip(*self.reads(n, support)) if any(i >= 0 for i in column)})
+
+    def pairs(self, n, support):
+        """Number of (output, input) pairs in which the output reads the input."""
+        return sum(len(set(row) - {-1}) for row in self.reads(n, support))

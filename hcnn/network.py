@@ -1,5 +1,6 @@
 """The networks: thin modules that own parameters and call the functions of `operators`."""
 
+from dataclasses import replace
 from functools import singledispatch
 from math import prod
 
@@ -7,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hcnn import operators as ops
-from hcnn.architecture import Architecture
-from hcnn.geometry import tap_reads, tap_table, windows
-from hcnn.operators import fused
-from hcnn.operators.tiled import tiled_product
+from hcnn.architecture import RULES, Architecture
+from hcnn.geometry import Geometry
+from hcnn.operators import choice, folding, moments
+from hcnn.operators.convolution import spatial_conv
 
 
 class AttributeConv(nn.Module):
@@ -27,14 +27,16 @@ class AttributeConv(nn.Module):
 
         AttributeConv((8, 16), 16) -> nn.ELU() -> AttributeConv((8, 16), 16): (n, 8, 16, h, w) -> (n, 4, 8, 16, h, w)
 
-    grid: sizes of the convolved attributes. support: of g along them, odd. Q: separable filters, equation (8); None: one
-    filter w (filters, *support, k, k) without factorisation or normalisation. elu: ELU between h and g, HCNN(+).
-    Raises ValueError where a shape or parameter does not fit.
+    grid: sizes of the convolved attributes. support: of g along them, odd. Q: separable filters, equation (8); None:
+    one filter w (filters, *support, k, k) without factorisation or normalisation. elu: ELU between h and g, HCNN(+).
+    Raises ValueError where a shape or parameter does not fit, naming it.
     """
 
-    def __init__(self, grid, filters, support=(7, 11), Q=32, *, elu=False, spatial_support=3, stride=1, attribute_stride=2,
-                 padding_mode="zeros", padding="symmetric", statistics="all", reduction="mean", bias=True,
-                 initialisation="he", eps=1e-5, momentum=0.1, generator=None):
+    def __init__(self, grid: tuple[int, ...], filters: int, support: tuple[int, ...] = (7, 11), Q: int | None = 32, *,
+                 elu: bool = False, spatial_support: int = 3, stride: int = 1, attribute_stride: int = 2,
+                 padding_mode: str = "zeros", padding: str = "symmetric", statistics: str = "all",
+                 reduction: str = "mean", bias: bool = True, initialisation: str = "he", eps: float = 1e-5,
+                 momentum: float = 0.1, generator: torch.Generator | None = None):
         super().__init__()
         grid, support = tuple(grid), tuple(support)
         if len(grid) != len(support) or not grid or min(grid) < 1:
@@ -43,123 +45,87 @@ class AttributeConv(nn.Module):
             raise ValueError(f"supports must be odd, got {support} along attributes and {spatial_support} along space")
         if filters < 1 or (Q is not None and Q < 1):
             raise ValueError(f"filters and Q must be at least 1, got {filters} and {Q}")
-        if padding_mode not in ("zeros", "periodic"):
-            raise ValueError(f"padding_mode must be zeros or periodic, got {padding_mode!r}")
+        for name, value in dict(statistics=statistics, reduction=reduction, initialisation=initialisation).items():
+            if not RULES[name].holds(value):
+                raise ValueError(f"{name} must be {RULES[name].allowed}, got {value!r}")
         self.grid, self.support, self.filters, self.Q, self.elu = grid, support, filters, Q, elu
-        self.spatial_support, self.stride, self.attribute_stride = spatial_support, stride, attribute_stride
-        self.padding_mode, self.padding, self.statistics = padding_mode, padding, statistics
-        self.reduction, self.eps, self.momentum = reduction, eps, momentum
-        rule = (grid, support, attribute_stride, padding_mode, padding)
-        self.register_buffer("reads", tap_reads(*rule), persistent=False)
-        self.register_buffer("table", tap_table(*rule), persistent=False)
-        self.out_grid = tuple(-(-n // attribute_stride) for n in grid)
-
-        def normal(*shape, variance):
-            std = 0.05 if initialisation == "normal-0.05" else variance**0.5
-            return nn.Parameter(torch.randn(shape, generator=generator) * std)
-
+        self.space, self.along = (Geometry(step, padding_mode, padding) for step in (stride, attribute_stride))
+        self.spatial_support, self.statistics, self.reduction = spatial_support, statistics, reduction
+        self.eps, self.momentum = eps, momentum
+        self.register_buffer("reads", folding.tap_reads(grid, support, self.along), persistent=False)
+        self.register_buffer("table", folding.tap_table(grid, support, self.along), persistent=False)
+        self.out_grid = tuple(map(self.along.outputs, grid))
         k, taps = spatial_support, prod(support)
         if Q is None:
-            self.w = normal(filters, *support, k, k, variance=2 / (k * k * taps))
+            self.w = _filters(initialisation, 2 / (k * k * taps), (filters, *support, k, k), generator)
         else:
-            self.h = normal(Q, k, k, variance=1 / (k * k))
-            self.g = normal(filters, Q, *support, variance=2 / (Q * taps))
+            self.h = _filters(initialisation, 1 / (k * k), (Q, k, k), generator)
+            self.g = _filters(initialisation, 2 / (Q * taps), (filters, Q, *support), generator)
             self.scale, self.shift = nn.Parameter(torch.ones(Q)), nn.Parameter(torch.zeros(Q))
             self.register_buffer("running_mean", torch.zeros(Q))
             self.register_buffer("running_var", torch.ones(Q))
         self.bias = nn.Parameter(torch.zeros(filters)) if bias else None
-        self._cache, self.path = None, None
+        self.path = None  # one of `operators.choice.PATHS` instead of the one that is chosen
+        self._cache = None
 
     def filter_parameters(self):
         """The filters, which weight decay applies to: [w] or [h, g]."""
         return [self.w] if self.Q is None else [self.h, self.g]
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == len(self.grid) + 4:
             x = x.mean(1) if self.reduction == "mean" else x.sum(1)
         if x.dim() != len(self.grid) + 3 or tuple(x.shape[1:-2]) != self.grid:
-            raise ValueError(f"input must be (batch, {', '.join(map(str, self.grid))}, height, width), with or without one more "
-                             f"attribute axis after the batch; got {tuple(x.shape)}")
-        if min(x.shape[-2:]) < (self.spatial_support // 2 if self.padding_mode == "periodic" else 1):
+            raise ValueError(f"input must be (batch, {', '.join(map(str, self.grid))}, height, width), with or without "
+                             f"one more attribute axis after the batch; got {tuple(x.shape)}")
+        if min(x.shape[-2:]) < (self.spatial_support // 2 if self.space.padding_mode == "periodic" else 1):
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than the reach of the filters")
-        operator, path = self._operator(x), self.path or self.choose_path(x)
-        out = getattr(self, f"_{path}")(x, *operator)
+        operator = self._operator(x)
+        out = choice.PATHS[self.path or choice.choose(self, x)](self, x, *operator)
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
 
-    def choose_path(self, x):
-        """How the product is computed here; set `path` to choose yourself.
-
-        convolution: by PyTorch's, z of HCNN(+) in memory. fused: HCNN(+) on a GPU where `fused.path` says so. tiled: HCNN(+) on a
-        CPU, z tile by tile. windowed: HCNN on a CPU in float32 or float64, in parts without the structural zeros where these are at
-        least a quarter.
-        """
-        if x.device.type != "cpu":
-            fusible = self.elu and self.Q is not None and fused.path(x, self.h, len(self.reads) * self.filters) == fused.FUSED
-            return "fused" if fusible else "convolution"
-        if self.elu and self.Q is not None:
-            return "tiled"
-        read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in self._windows()) / (self.out_grid[-1] * self.grid[-1])
-        return "windowed" if read < 0.75 and not torch.is_autocast_enabled("cpu") else "convolution"
-
-    def _windows(self):
-        return windows(self.grid[-1], self.support[-1], self.attribute_stride, self.padding_mode, self.padding, 2)
-
-    def _fused(self, x, matrix, bias, h, b):
-        return fused.mixed_elu(x, h, b, matrix, bias, self.reads, self.stride, self.padding_mode, self.padding)
-
-    def _tiled(self, x, matrix, bias, h, b):
-        return tiled_product(x, matrix, bias, h, b, grid=self.grid, support=self.support, filters=self.filters, stride=self.stride,
-                             attribute_stride=self.attribute_stride, padding_mode=self.padding_mode, padding=self.padding)
-
-    def _windowed(self, x, kernel, bias):
-        outer, k = (prod(self.out_grid[:-1]), self.out_grid[-1], self.filters), self.spatial_support
-        inner = prod(self.grid[:-1]), self.grid[-1]
-        bias = kernel.new_zeros(outer) if bias is None else bias.view(outer)
-        out = ops.windowed_conv(x.reshape(len(x), *inner, *x.shape[-2:]), kernel.view(*outer, *inner, k, k), bias, self._windows(),
-                                stride=self.stride, padding_mode=self.padding_mode, padding=self.padding)
-        return out.flatten(1, 3)
-
-    def _convolution(self, x, matrix, bias, h=None, b=None):
-        rule = (self.stride, self.padding_mode, self.padding)
-        if h is None:
-            return ops.spatial_conv(x.flatten(1, -3), matrix, bias, *rule)
-        z = F.elu(ops.spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, *rule), inplace=True)
-        return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias)  # inputs * Q -> outputs * filters
-
     def _operator(self, x):
-        """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept while the module evaluates without gradients."""
+        """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept while no gradients are asked for
+        in evaluation.
+        """
         with torch.autocast(x.device.type, enabled=False):
             if self.training or torch.is_grad_enabled():
                 self._cache = None
                 return self._build(x)
-            tensors = [*self.parameters(), *self.buffers()]
-            key = [(t._version, t.data_ptr(), t.dtype, t.device) for t in tensors]
+            key = [(t._version, t.data_ptr(), t.dtype, t.device) for t in (*self.parameters(), *self.buffers())]
             if self._cache is None or self._cache[0] != key:
                 self._cache = key, self._build(x)
             return self._cache[1]
 
     def _build(self, x):
         if self.Q is None:
-            return ops.direct_operator(self.w, self.bias, self.table, self.reads)
-        h, b = ops.normalised_filters(self.h, *self._statistics(x), self.scale, self.shift, self.eps)
+            return folding.direct_operator(self.w, self.bias, self.table, self.reads)
+        h, b = folding.normalised_filters(self.h, *self._statistics(x), self.scale, self.shift, self.eps)
         bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
         if not self.elu:
-            return ops.folded_operator(h, b, self.g, bias, self.table, self.reads)
-        return ops.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
+            return folding.folded_operator(h, b, self.g, bias, self.table, self.reads)
+        return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
 
     def _statistics(self, x):
-        """Mean and variance of x * h_q: of this batch in training (which moves the running ones), else the running ones."""
+        """Mean and variance of x * h_q: of this batch in training (which moves the running ones), else the running
+        ones.
+        """
         if not self.training:
             return self.running_mean, self.running_var
-        stride = self.stride if self.statistics == "strided" else 1
-        mu, C, n = ops.patch_moments(x.reshape(-1, *x.shape[-2:]), self.spatial_support, stride, self.padding_mode, self.padding)
-        mean, var = ops.filter_statistics(self.h, mu.to(self.h.dtype), C.to(self.h.dtype))
+        geometry = self.space if self.statistics == "strided" else replace(self.space, stride=1)
+        mu, C, n = moments.patch_moments(x.reshape(-1, *x.shape[-2:]), self.spatial_support, geometry)
+        mean, var = moments.filter_statistics(self.h, mu.to(self.h.dtype), C.to(self.h.dtype))
         update_running(self, mean, var, n)
         return mean, var
 
     def extra_repr(self):
-        return (f"grid={self.grid}, filters={self.filters}, support={self.support}, Q={self.Q}, elu={self.elu}, stride={self.stride}, "
-                f"padding_mode={self.padding_mode}")
+        return (f"grid={self.grid}, filters={self.filters}, support={self.support}, Q={self.Q}, elu={self.elu}, "
+                f"stride={self.space.stride}, padding_mode={self.space.padding_mode}")
+
+
+def _filters(initialisation, variance, shape, generator):
+    std = 0.05 if initialisation == "normal-0.05" else variance**0.5
+    return nn.Parameter(torch.randn(shape, generator=generator) * std)
 
 
 @torch.no_grad()
@@ -170,27 +136,29 @@ def update_running(module, mean, var, n):
 
 
 class ColourConv(nn.Module):
-    """W_1, equation (3): sum over colours of 2-D convolutions. (batch, colours, height, width) -> (batch, filters, ...)."""
+    """W_1, equation (3): sum over colours of 2-D convolutions. (batch, colours, height, width) -> (batch, filters,
+    ...).
+    """
 
     def __init__(self, in_channels, filters, spatial_support=3, stride=1, padding_mode="zeros", padding="symmetric",
                  initialisation="he", generator=None):
         super().__init__()
-        self.rule = (stride, padding_mode, padding)
-        fan_in = in_channels * spatial_support**2
-        std = 0.05 if initialisation == "normal-0.05" else (2 / fan_in) ** 0.5
-        self.w = nn.Parameter(torch.randn(filters, in_channels, spatial_support, spatial_support, generator=generator) * std)
+        self.space = Geometry(stride, padding_mode, padding)
+        shape = (filters, in_channels, spatial_support, spatial_support)
+        self.w = _filters(initialisation, 2 / prod(shape[1:]), shape, generator)
 
     def filter_parameters(self):
         return [self.w]
 
     def forward(self, x):
-        return ops.spatial_conv(x, self.w, None, *self.rule)
+        return spatial_conv(x, self.w, None, self.space)
 
 
 class AttributeNorm(nn.Module):
     """Batch normalisation of each filter v_j: one mean and deviation over batch, older attributes and space.
 
-    (batch, ..., filters, height, width), learnable scale and shift; processes of torch.distributed share the statistics.
+    (batch, ..., filters, height, width), learnable scale and shift; processes of torch.distributed share the
+    statistics.
     """
 
     def __init__(self, filters, eps=1e-5, momentum=0.1):
@@ -211,9 +179,9 @@ class AttributeNorm(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
             count = z.new_full((1,), z.numel() // z.shape[1])
-            total = ops.all_sum(torch.cat([z.sum((0, 2, 3)), count]))
+            total = moments.all_sum(torch.cat([z.sum((0, 2, 3)), count]))
             mean, n = total[:-1] / total[-1].detach(), total[-1].detach()
-            var = ops.all_sum((z - mean.view(-1, 1, 1)).square().sum((0, 2, 3))) / n
+            var = moments.all_sum((z - mean.view(-1, 1, 1)).square().sum((0, 2, 3))) / n
             update_running(self, mean, var, n)
             return mean, var
 
@@ -228,17 +196,19 @@ class HCNN(nn.Module):
     def __init__(self, architecture=None, generator=None):
         super().__init__()
         a = self.architecture = architecture or Architecture()
-        space = dict(padding_mode=a.padding_mode, padding=a.padding, initialisation=a.initialisation, generator=generator)
+        shared = dict(padding_mode=a.padding_mode, padding=a.padding, initialisation=a.initialisation,
+                      generator=generator)
         self.operators, self.norms = nn.ModuleList(), nn.ModuleList()
         for layer in a.layers:
             if layer.j == 1:
-                operator = ColourConv(a.in_channels, layer.filters, layer.spatial_support, layer.stride, **space)
+                operator = ColourConv(a.in_channels, layer.filters, layer.spatial_support, layer.stride, **shared)
             else:
                 operator = AttributeConv(
-                    layer.grid, layer.filters, layer.support, layer.Q, elu=a.variant == "hcnn-plus" and layer.Q is not None,
-                    spatial_support=layer.spatial_support, stride=layer.stride, attribute_stride=layer.attribute_stride,
+                    layer.grid, layer.filters, layer.support, layer.Q,
+                    elu=a.variant == "hcnn-plus" and layer.Q is not None,
+                    spatial_support=layer.spatial_support, stride=layer.stride, attribute_stride=layer.along.stride,
                     statistics=a.statistics, reduction=a.reduction, bias=layer.j > 2 and not a.output_norm,
-                    eps=a.norm_eps, momentum=a.norm_momentum, **space)
+                    eps=a.norm_eps, momentum=a.norm_momentum, **shared)
             self.operators.append(operator)
             normed = layer.j <= 2 or a.output_norm
             self.norms.append(AttributeNorm(layer.filters, a.norm_eps, a.norm_momentum) if normed else nn.Identity())
@@ -246,11 +216,14 @@ class HCNN(nn.Module):
         if a.head == "linear":
             self.head = nn.Linear(a.K, a.num_classes)
             with torch.no_grad():
-                self.head.weight.normal_(0, 0.05 if a.initialisation == "normal-0.05" else a.K**-0.5, generator=generator)
+                std = 0.05 if a.initialisation == "normal-0.05" else a.K**-0.5
+                self.head.weight.normal_(0, std, generator=generator)
                 self.head.bias.zero_()
 
     def filter_parameters(self):
-        """The parameters that weight decay applies to: filters and the weight of the linear head, no scale, shift or bias."""
+        """The parameters that weight decay applies to: filters and the weight of the linear head, no scale, shift or
+        bias.
+        """
         filters = [p for operator in self.operators for p in operator.filter_parameters()]
         return filters + ([self.head.weight] if self.architecture.head == "linear" else [])
 
@@ -284,33 +257,16 @@ class HCNN(nn.Module):
 
     def _check(self, x):
         a = self.architecture
-        if x.dim() != 4 or tuple(x.shape[1:]) != a.shape(0) or len(x) == 0:
-            raise ValueError(f"images must be (batch >= 1, {', '.join(map(str, a.shape(0)))}), got {tuple(x.shape)}; "
-                             "other sizes: Architecture(image_size=...)")
-
-    def predict(self, images, batch_size=100):
-        """Class names of uint8 images, (n, 3, height, width) or (n, height, width, 3); for networks from `hcnn.load`."""
-        images = torch.as_tensor(images)
-        if images.dim() == 4 and tuple(images.shape[1:]) != self.architecture.shape(0):
-            images = images.permute(0, 3, 1, 2)
-        self._check(images)
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 pixels 0..255, got {images.dtype}")
-        device = next(self.parameters()).device
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            scores = [self((part.to(device).float() / 255 - mean) / std) for part in images.split(batch_size)]
-        self.train(training)
-        return [self.classes[i] for i in torch.cat(scores).argmax(1).tolist()]
+        if x.dim() != 4 or x.shape[1] != a.in_channels or min(x.shape) == 0:
+            raise ValueError(f"images must be (batch >= 1, {a.in_channels}, height, width), got {tuple(x.shape)}")
 
 
 class MultiscaleHCNN(nn.Module):
     """The general Multiscale Hierarchical CNN of section 3: no marginal sums, x_j indexed by all of (v_1, ..., v_j).
 
-    W_j convolves (u, v_1, ..., v_{j-1}) with plain filters of support 3 along every axis and subsamples the attributes by
-    2; its filters have K 3^(j+1) numbers: the exponential growth that HCNN avoids. For small J and K only.
+    W_j convolves (u, v_1, ..., v_{j-1}) with plain filters of support 3 along every axis and subsamples the
+    attributes by 2; its filters have K 3^(j+1) numbers: the exponential growth that HCNN avoids. For small J and K
+    only.
     """
 
     def __init__(self, K=4, J=5, num_classes=10, in_channels=3, padding_mode="zeros", generator=None):
@@ -321,7 +277,8 @@ class MultiscaleHCNN(nn.Module):
         self.norms, grid = nn.ModuleList([AttributeNorm(K)]), (K,)
         for j in range(2, J):
             filters = num_classes if j == J - 1 else K
-            conv = AttributeConv(grid, filters, (3,) * len(grid), Q=None, padding_mode=padding_mode, bias=False, generator=generator)
+            conv = AttributeConv(grid, filters, (3,) * len(grid), Q=None, padding_mode=padding_mode, bias=False,
+                                 generator=generator)
             grid = (*conv.out_grid, filters)
             self.operators.append(conv)
             self.norms.append(AttributeNorm(filters))

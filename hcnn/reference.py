@@ -10,11 +10,12 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from hcnn.geometry import pad_before
+from hcnn.geometry import Geometry
 
 
 def convolve(z, w, stride, padding_mode="zeros", padding="symmetric"):
-    """Equation (2): z * w along the last w.dim() axes of z, subsampled by stride[axis], extended by zeros or periodically.
+    """Equation (2): z * w along the last w.dim() axes of z, subsampled by stride[axis], extended by zeros or
+    periodically.
 
     z (..., n_1, ..., n_d), w (s_1, ..., s_d) with d = w.dim(). Returns (..., ceil(n_1 / stride_1), ...).
     """
@@ -23,7 +24,7 @@ def convolve(z, w, stride, padding_mode="zeros", padding="symmetric"):
     for taps in product(*map(range, w.shape)):
         term = z
         for axis, (n, s, t, step) in enumerate(zip(sizes, w.shape, taps, stride)):
-            at = torch.arange(0, n, step, device=z.device) + t - pad_before(n, s, step, padding)
+            at = torch.arange(0, n, step, device=z.device) + t - Geometry(step, padding=padding).before(n, s)
             inside = ((at >= 0) & (at < n)) | (padding_mode == "periodic")
             dim = z.dim() - d + axis
             term = term.index_select(dim, at % n) * inside.view(-1, *[1] * (z.dim() - dim - 1))
@@ -36,7 +37,8 @@ def first_layer(x, w, stride=1, padding_mode="zeros", padding="symmetric"):
 
     x (batch, colours, height, width), w (filters, colours, k, k). Returns (batch, filters, height', width').
     """
-    maps = [sum(convolve(x[:, v0], w_v1[v0], (stride,) * 2, padding_mode, padding) for v0 in range(x.shape[1])) for w_v1 in w]
+    rule = ((stride,) * 2, padding_mode, padding)
+    maps = [sum(convolve(x[:, v0], w_v1[v0], *rule) for v0 in range(x.shape[1])) for w_v1 in w]
     return torch.stack(maps, dim=1)
 
 
@@ -50,26 +52,33 @@ def attribute_layer(x, w, stride=1, attribute_stride=2, padding_mode="zeros", pa
 
 
 def marginal(x, reduction="mean"):
-    """The sum (here by default the mean) over v_{j-3} that equation (6) brings about: (batch, a2, a1, ...) -> (batch, a1, ...)."""
+    """The sum (here by default the mean) over v_{j-3} that equation (6) brings about: (batch, a2, a1, ...) -> (batch,
+    a1, ...).
+    """
     return x.mean(1) if reduction == "mean" else x.sum(1)
 
 
 def factorised_filter(h, g):
-    """Equation (8): w_{v_j}(u, v) = sum_q h_q(u) g_{v_j,q}(v). h (Q, k, k), g (filters, Q, s, s') -> (filters, s, s', k, k)."""
+    """Equation (8): w_{v_j}(u, v) = sum_q h_q(u) g_{v_j,q}(v). h (Q, k, k), g (filters, Q, s, s') -> (filters, s, s',
+    k, k).
+    """
     return torch.einsum("qab,fqst->fstab", h, g)
 
 
 def normalise(z, scale, shift, dims, statistics=None, eps=1e-5):
-    """Batch normalisation, section 4.2: scale (z - m) / sigma + shift, m and sigma over `dims` of `statistics` (default: of z)."""
+    """Batch normalisation, section 4.2: scale (z - m) / sigma + shift, m and sigma over `dims` of `statistics`
+    (default: of z).
+    """
     z0 = z if statistics is None else statistics
     mean, var = z0.mean(dims, keepdim=True), z0.var(dims, unbiased=False, keepdim=True)
     broadcast = [1 if i in [d % z.dim() for d in dims] else -1 for i in range(z.dim())]
     return (z - mean) / torch.sqrt(var + eps) * scale.view(broadcast) + shift.view(broadcast)
 
 
-def factorised_layer(x, h, g, scale, shift, bias, stride=1, attribute_stride=2, padding_mode="zeros", padding="symmetric",
-                     elu=False, statistics="all", eps=1e-5):
-    """W_j of section 4.2 before rho: sum_q normalised(x * h_q) * g_{v_j,q}, with ELU after the normalisation for HCNN(+).
+def factorised_layer(x, h, g, scale, shift, bias, stride=1, attribute_stride=2, padding_mode="zeros",
+                     padding="symmetric", elu=False, statistics="all", eps=1e-5):
+    """W_j of section 4.2 before rho: sum_q normalised(x * h_q) * g_{v_j,q}, with ELU after the normalisation for
+    HCNN(+).
 
     x (batch, a1, a0, height, width), h (Q, k, k), g (filters, Q, s, s'), scale and shift (Q,), bias (filters,) or None.
     Returns (batch, a1', a0', filters, height', width').
@@ -101,8 +110,8 @@ def forward(architecture, state, x, depths=()):
     a, kept = architecture, {}
     rule = dict(padding_mode=a.padding_mode, padding=a.padding)
     for layer in a.layers:
-        p = {name.rsplit(".", 1)[1]: value for name, value in state.items() if name.startswith(f"operators.{layer.j - 1}.")}
-        norm = {name.rsplit(".", 1)[1]: value for name, value in state.items() if name.startswith(f"norms.{layer.j - 1}.")}
+        p, norm = ({name.rsplit(".", 1)[1]: value for name, value in state.items()
+                    if name.startswith(f"{part}.{layer.j - 1}.")} for part in ("operators", "norms"))
         x = marginal(x, a.reduction) if layer.sums else x
         if layer.j == 1:
             x = first_layer(x, p["w"], layer.stride, **rule)
@@ -113,7 +122,8 @@ def forward(architecture, state, x, depths=()):
             x = factorised_layer(x, p["h"], p["g"], p["scale"], p["shift"], p.get("bias"), layer.stride, **rule,
                                  elu=a.variant == "hcnn-plus", statistics=a.statistics, eps=a.norm_eps)
         if norm:
-            x = normalise(x, norm["scale"], norm["shift"], [d for d in range(x.dim()) if d != x.dim() - 3], eps=a.norm_eps)
+            others = [d for d in range(x.dim()) if d != x.dim() - 3]
+            x = normalise(x, norm["scale"], norm["shift"], others, eps=a.norm_eps)
         x = F.elu(x) if layer.j < a.J - 1 or a.last_elu or a.head == "linear" else x
         kept[layer.j] = x
     scores = class_scores(x, a.reduction)
@@ -124,15 +134,15 @@ def forward(architecture, state, x, depths=()):
 def literal_attribute_conv(x, h, g, scale, shift, bias, stride=1, elu=False, eps=1e-5):
     """The same W_j as a practitioner writes it with PyTorch's convolutions: the denominator of every speed-up we state.
 
-    Attributes into the batch, conv2d 1 -> Q, batch norm, (ELU), space into the batch, conv2d Q -> filters with stride 2,
-    bias; zeros, symmetric, statistics at all positions. Shapes as in `factorised_layer`.
+    Attributes into the batch, conv2d 1 -> Q, batch norm, (ELU), space into the batch, conv2d Q -> filters with stride
+    2, bias; zeros, symmetric, statistics at all positions. Shapes as in `factorised_layer`.
     """
     batch, a1, a0, height, width = x.shape
-    z = F.conv2d(x.reshape(-1, 1, height, width), h[:, None], padding=h.shape[-1] // 2)  # (batch a1 a0, Q, height, width)
+    z = F.conv2d(x.reshape(-1, 1, height, width), h[:, None], padding=h.shape[-1] // 2)  # (batch a1 a0, Q, ...)
     z = F.batch_norm(z, None, None, scale, shift, training=True, eps=eps)
     z = F.elu(z) if elu else z
     z = z[:, :, ::stride, ::stride]
     out_size = z.shape[2:]
     z = z.view(batch, a1, a0, len(h), *out_size).permute(0, 4, 5, 3, 1, 2).reshape(-1, len(h), a1, a0)
-    z = F.conv2d(z, g, bias, stride=2, padding=(g.shape[2] // 2, g.shape[3] // 2))  # (batch height' width', filters, a1', a0')
+    z = F.conv2d(z, g, bias, stride=2, padding=(g.shape[2] // 2, g.shape[3] // 2))  # (..., filters, a1', a0')
     return z.view(batch, *out_size, *z.shape[1:]).permute(0, 4, 5, 3, 1, 2)

@@ -12,11 +12,20 @@ Three observations make W_j fast without changing a number (tested in float64 ag
 Shapes: x is (batch, *grid, height, width) with grid = (a1, a0) at j >= 3; h is (Q, k, k), g is (filters, Q, s, s').
 """
 
-from hcnn.operators.convolution import pad_space, spatial_conv, windowed_conv
-from hcnn.operators.folding import direct_operator, folded_operator, mixing_matrix, normalised_filters, spread_taps
+from hcnn.operators.convolution import pad_space, spatial_conv, windowed_conv, windows
+from hcnn.operators.folding import (
+    direct_operator,
+    folded_operator,
+    mixing_matrix,
+    normalised_filters,
+    spread_taps,
+    tap_reads,
+    tap_table,
+)
 from hcnn.operators.moments import all_sum, filter_statistics, patch_moments
 
 __all__ = [
-    "all_sum", "direct_operator", "filter_statistics", "folded_operator", "mixing_matrix", "normalised_filters", "pad_space",
-    "patch_moments", "spatial_conv", "spread_taps", "windowed_conv",
+    "all_sum", "direct_operator", "filter_statistics", "folded_operator", "mixing_matrix", "normalised_filters",
+    "pad_space", "patch_moments", "spatial_conv", "spread_taps", "tap_reads", "tap_table", "windowed_conv",
+    "windows",
 ]

@@ -1,6 +1,48 @@
-"""The operator W_j as one matrix: convolutions along attributes as gathered matrices, normalisation and h folded into them, equation (8)."""
+"""W_j as one matrix: a convolution along attributes gathered from its filter, with normalisation and h folded in, eq.
+(8).
+"""
+
+from functools import cache
+from math import prod
 
 import torch
+
+from hcnn.geometry import Geometry
+
+HALVING = Geometry(stride=2)  # along attributes, as the paper has it
+
+
+@cache
+def tap_reads(grid, support, geometry=HALVING):
+    """Which input every tap of every output position reads, along an attribute grid of any number of axes.
+
+    Returns (outputs, taps) int64, both axes flattened slowest first; -1 where the tap falls outside, see
+    `Geometry.reads`.
+    """
+    reads = torch.zeros(1, 1, dtype=torch.int64)
+    for n, s in zip(grid, support):
+        i = torch.tensor(geometry.reads(n, s))
+        joint = reads[:, None, :, None] * n + i[None, :, None, :]
+        outside = (reads[:, None, :, None] < 0) | (i[None, :, None, :] < 0)
+        reads = joint.where(~outside, -1).flatten(2).flatten(0, 1)
+    return reads
+
+
+@cache
+def tap_table(grid, support, geometry=HALVING):
+    """The inverse of `tap_reads`: (m, outputs, inputs) int64, the taps through which an output reads an input.
+
+    Unused places hold the number of taps. m is 1 unless `periodic` taps meet on one input, where they add up.
+    """
+    reads = tap_reads(grid, support, geometry)
+    outputs, taps, inputs = *reads.shape, prod(grid)
+    o, t = (reads >= 0).nonzero(as_tuple=True)
+    pairs, order = torch.sort(o * inputs + reads[o, t], stable=True)
+    _, sizes = pairs.unique_consecutive(return_counts=True)
+    rank = torch.arange(len(pairs)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # 0, 1, ... among equal pairs
+    table = torch.full((int(sizes.max()), outputs * inputs), taps)
+    table[rank, pairs] = t[order]
+    return table.view(-1, outputs, inputs)
 
 
 class _SpreadTaps(torch.autograd.Function):
@@ -38,8 +80,9 @@ def normalised_filters(h, mean, var, scale, shift, eps):
 def folded_operator(h, b, g, bias, table, reads):
     """HCNN: h, normalisation and g as one spatial convolution from all input attributes to all outputs, equation (8).
 
-    h, b: from `normalised_filters`. Returns kernel (outputs * filters, inputs, k, k) and bias (outputs * filters,). With
-    zeros the constant b_q is seen through the taps inside the grid only, so the bias depends on the output position.
+    h, b: from `normalised_filters`. Returns kernel (outputs * filters, inputs, k, k) and bias (outputs * filters,).
+    With zeros the constant b_q is seen through the taps inside the grid only, so the bias depends on the output
+    position.
     """
     taps = g.flatten(2)  # (filters, Q, taps)
     w = torch.einsum("fqt,qp->tfp", taps, h.flatten(1))

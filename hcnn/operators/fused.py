@@ -7,19 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from hcnn.device import switched_off
-from hcnn.geometry import tap_reads, tap_table
+from hcnn.geometry import Geometry
 from hcnn.operators.convolution import pad_space
-from hcnn.operators.folding import mixing_matrix
+from hcnn.operators.folding import mixing_matrix, tap_reads, tap_table
 
 FUSED = "fused"
-SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have: the gradient of the matrix takes the most
+SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have, for the gradient of the matrix
 TRIAL_ERROR = 0.02  # relative, in the Euclidean norm: five roundings to bfloat16
-TRIALS = ((8, 16), 32, 1), ((8, 16), 17, 2), ((8, 16), 8, 1)  # grid, size, stride: all tiles of the network, and a partial one
+TRIALS = ((8, 16), 32, 1), ((8, 16), 17, 2), ((8, 16), 8, 1)  # grid, size, stride: all tiles, and a partial one
 LARGEST = 2**31 - 1  # addresses are 32-bit
 
 
 def path(x, h, outputs):
-    """FUSED, or "unfused: " and the reason. x (n, ..., height, width), h (Q, k, k); outputs: of all positions and filters."""
+    """FUSED, or "unfused: " and the reason. x (n, ..., height, width), h (Q, k, k); outputs: of all positions and
+    filters.
+    """
     reason = why_not(x.device, _dtype(x), *h.shape[:2])
     if reason is None and max(x.numel() * h.shape[1] ** 2, len(x) * outputs * x.shape[-2] * x.shape[-1]) > LARGEST:
         reason = f"the minibatch of {len(x)} is too large"
@@ -31,16 +33,17 @@ def why_not(device, dtype, Q, k=3):
     return _device_reason(device) or switched_off(FUSED) or _reason(dtype, Q, k) or _trial_reason(device)
 
 
-def mixed_elu(x, h, b, matrix, bias, reads, stride=1, padding_mode="zeros", padding="symmetric"):
-    """ELU between h and g: sum over (v, q) of matrix[o, (v, q)] ELU(x_v * h_q + b_q) + bias[o], on the GPU, where `path` is FUSED.
+def mixed_elu(x, h, b, matrix, bias, reads, geometry=Geometry()):  # noqa: B008  frozen
+    """ELU between h and g: sum over (v, q) of matrix[o, (v, q)] ELU(x_v * h_q + b_q) + bias[o], on the GPU, where
+    `path` is FUSED.
 
-    x (n, *grid, height, width); the rest as in `fused_triton.mixed_elu`, with the boundary rule of `spatial_conv`. In autocast
-    x is converted to its dtype. Returns (n, outputs, height', width').
+    x (n, *grid, height, width); the rest as in `fused_triton.mixed_elu`, with the boundary rule of `spatial_conv`. In
+    autocast x is converted to its dtype. Returns (n, outputs, height', width').
     """
     from hcnn.operators.fused_triton import mixed_elu as kernel  # Triton takes a second to import and is not everywhere
 
-    padded = pad_space(x.flatten(1, -3).to(_dtype(x)), h.shape[-1], stride, padding_mode, padding)
-    return kernel(padded, h, b, matrix, bias, reads, stride)
+    padded = pad_space(x.flatten(1, -3).to(_dtype(x)), h.shape[-1], geometry)
+    return kernel(padded, h, b, matrix, bias, reads, geometry.stride)
 
 
 def _dtype(x):
@@ -68,14 +71,15 @@ def _trial_reason(device):
 
 @torch.enable_grad()
 def trial(device, grid, size, stride, dtype=torch.bfloat16):
-    """None, or what is wrong when this device computes a layer and its gradients: they are compared with the unfused ones.
+    """None, or what is wrong when this device computes a layer and its gradients: they are compared with the unfused
+    ones.
 
-    Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training relies on it.
+    Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training
+    relies on it.
     """
     generator = torch.Generator().manual_seed(0)
     support, Q, filters = (7, 11), 32, 16
-    rule = (grid, support, 2, "zeros")
-    reads, table = tap_reads(*rule).to(device), tap_table(*rule).to(device)
+    reads, table = tap_reads(grid, support).to(device), tap_table(grid, support).to(device)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(device)
@@ -86,7 +90,7 @@ def trial(device, grid, size, stride, dtype=torch.bfloat16):
     matrix = mixing_matrix(normal(filters, Q, *support) / (Q * 77) ** 0.5, table, reads)
     leaves = [t.requires_grad_() for t in (x, h, b, matrix, bias)]
     try:
-        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, stride)
+        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, Geometry(stride))
         found = [found, *torch.autograd.grad(found, leaves, direction.to(found.dtype))]
     except Exception as error:  # whatever the compiler or the driver says: training goes on unfused
         said = str(error).strip().partition("\n")[0]
@@ -96,7 +100,8 @@ def trial(device, grid, size, stride, dtype=torch.bfloat16):
     expected = [expected, *torch.autograd.grad(expected, leaves, direction)]
     live = matrix.detach() != 0
     found[4], expected[4] = found[4] * live, expected[4] * live
-    worst = max(float((a.detach().float() - e).norm() / e.norm()) for a, e in zip(found, [e.detach() for e in expected]))
+    pairs = [(a.detach().float(), e.detach()) for a, e in zip(found, expected)]
+    worst = max(float((a - e).norm() / e.norm()) for a, e in pairs)
     return None if worst < TRIAL_ERROR else f"its kernels are wrong here (relative error {worst:.2g})"
 
 

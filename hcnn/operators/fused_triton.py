@@ -1,15 +1,18 @@
-"""HCNN(+) on the GPU as one matrix product whose left factor is made on the way: kernels for Triton and their autograd function.
+"""HCNN(+) on the GPU as one matrix product whose left factor is made on the way: kernels for Triton and their
+autograd function.
 
-out[n, o, u] = bias[o] + sum_{v, q} M[o, (v, q)] z[n, v, q, u],  z = ELU(x_v * h_q (s u) + b_q), with s the spatial stride.
+out[n, o, u] = bias[o] + sum_{v, q} M[o, (v, q)] z[n, v, q, u],  z = ELU(x_v * h_q (s u) + b_q), with s the spatial
+stride.
 
-z has Q numbers for each one of x. It is made tile by tile, inside the product that consumes it, and again in each of the two
-products of the backward pass: only x, h, b and M are kept. A tile of z is itself a small product, of the k x k patches of x
-(`_gather`) with the filters; b_q stands in two more rows of the filters, as the sum of two numbers of the precision of x, and
-meets patches that end in 1, 1. Blocks of M that no tap reaches are never visited (`Plan`). Sums are accumulated in float32, in
-an order that depends on the shapes and the GPU alone: no atomics, so that the same step gives the same bits.
+z has Q numbers for each one of x. It is made tile by tile, inside the product that consumes it, and again in each of
+the two products of the backward pass: only x, h, b and M are kept. A tile of z is itself a small product, of the k x
+k patches of x (`_gather`) with the filters; b_q stands in two more rows of the filters, as the sum of two numbers of
+the precision of x, and meets patches that end in 1, 1. Blocks of M that no tap reaches are never visited (`Plan`).
+Sums are accumulated in float32, in an order that depends on the shapes and the GPU alone: no atomics, so that the
+same step gives the same bits.
 
-A loop never computes a tile of z while a product that reads the previous one from registers is still under way: the product
-with the filters, which is waited for, stands between the two. Triton before 3.7 does not guard that
+A loop never computes a tile of z while a product that reads the previous one from registers is still under way: the
+product with the filters, which is waited for, stands between the two. Triton before 3.7 does not guard that
 (https://github.com/triton-lang/triton/issues/9433).
 """
 
@@ -41,7 +44,9 @@ def _elu(s):
 
 @triton.jit
 def _gather(x, corner, inside, block, V, area, row, K: tl.constexpr, T: tl.constexpr, VN: tl.constexpr, RAGGED: tl.constexpr):
-    """Patches of the VN maps of a block at some positions: (positions, VN * T), the last columns of each map 1, 1, 0, ..."""
+    """Patches of the VN maps of a block at some positions: (positions, VN * T), the last columns of each map 1, 1, 0,
+    ...
+    """
     c = tl.arange(0, VN * T)
     t = c % T
     read = inside[:, None] & (t < K * K)[None, :]
@@ -135,9 +140,10 @@ def _backward_matrix(x, hh, g, sums, pairs, V, area, row, O, L, R, width: tl.con
 class Plan:
     """Sizes of the tiles, and which blocks of the matrix are visited.
 
-    T taps a patch and Q filters are rounded up to Qn; VN maps make a block of N = VN * Qn columns, in the forward pass (VN[0])
-    and in the backward pass (VN[1]); BO outputs make a group, BK a chunk. The lists are int32 tensors on the device: the blocks
-    that each group reads, the chunks that read each block, (group, block) pairs; a list begins with its length.
+    T taps a patch and Q filters are rounded up to Qn; VN maps make a block of N = VN * Qn columns, in the forward
+    pass (VN[0]) and in the backward pass (VN[1]); BO outputs make a group, BK a chunk. The lists are int32 tensors on
+    the device: the blocks that each group reads, the chunks that read each block, (group, block) pairs; a list begins
+    with its length.
     """
 
     T: int
@@ -152,7 +158,9 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def plan(reads, V, O, Q, k):
-    """The Plan for a table `reads` (output positions, taps) of `tap_reads`, on its device; O outputs, the filter fastest."""
+    """The Plan for a table `reads` (output positions, taps) of `tap_reads`, on its device; O outputs, the filter
+    fastest.
+    """
     T, Qn, BO = _up(k * k + 2), _up(Q), min(256, _up(O))
     VN, BK = (max(1, 64 // Qn), min(4, max(1, 128 // Qn))), min(64, BO)
     live = torch.zeros(len(reads), V + 1, dtype=torch.bool).scatter_(1, reads.where(reads >= 0, V).cpu(), True)[:, :V]
@@ -177,7 +185,9 @@ def _up(n):
 
 
 def _filters(h, b, p, VN, dtype):
-    """The filters and b as columns that patches multiply, once for each of VN maps along the diagonal: (VN * T, VN * Qn)."""
+    """The filters and b as columns that patches multiply, once for each of VN maps along the diagonal: (VN * T, VN *
+    Qn).
+    """
     Q, taps = len(h), h[0].numel()
     rows = h.new_zeros(p.T, p.Qn)
     high = b.to(dtype).to(b.dtype)
@@ -254,8 +264,8 @@ def mixed_elu(x, h, b, matrix, bias, reads, stride):
     """out[n, o, u] = bias[o] + sum over (v, q) of matrix[o, (v, q)] ELU(x_v * h_q (stride u) + b_q), valid along space.
 
     x (n, V, height, width), already extended at its boundaries, h (Q, k, k), b (Q,), matrix (outputs, V * Q) as from
-    `mixing_matrix`, bias (outputs,), reads (output positions, taps) of `tap_reads`: outputs are positions times filters. Returns
-    (n, outputs, height', width') of the dtype of x. Differentiable once in x, h, b, matrix and bias; the gradient of `matrix` is
-    meant for the places that `reads` names and is zero or partial elsewhere.
+    `mixing_matrix`, bias (outputs,), reads (output positions, taps) of `tap_reads`: outputs are positions times
+    filters. Returns (n, outputs, height', width') of the dtype of x. Differentiable once in x, h, b, matrix and bias;
+    the gradient of `matrix` is meant for the places that `reads` names and is zero or partial elsewhere.
     """
     return _MixedELU.apply(x, h, b, matrix, bias, reads, stride)

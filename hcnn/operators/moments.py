@@ -1,6 +1,6 @@
-"""The statistics of x * h_q without the Q convolutions: m_q = h_q . mu and sigma_q^2 = h_q' C h_q, mu and C the moments of the patches.
+"""The statistics of x * h_q without Q convolutions: m_q = h_q . mu and sigma_q^2 = h_q' C h_q, section 4.2.
 
-Section 4.2 of the paper normalises x * h_q; its mean and variance are linear and quadratic in h_q.
+mu and C are the first and second moments of the patches of x: 9 and 45 numbers.
 """
 
 from math import prod
@@ -8,6 +8,7 @@ from math import prod
 import torch
 import torch.distributed as dist
 
+from hcnn.geometry import Geometry
 from hcnn.operators.convolution import pad_space
 
 
@@ -63,23 +64,24 @@ class _PatchSums(torch.autograd.Function):
         return grad, None, None
 
 
-def patch_moments(x, support=3, stride=1, padding_mode="zeros", padding="symmetric"):
+def patch_moments(x, support=3, geometry=Geometry()):  # noqa: B008  frozen
     """First and second moments of the k x k patches of every attribute map.
 
     mu = E[p], C = E[p p'] - mu mu', p running over batch, attributes and positions (every stride-th one). The batch
-    statistics of ``x * h_q`` follow as ``h_q . mu`` and ``h_q' C h_q`` (section 4.2), without computing it. The maps are
-    centred first: E[p p'] - mu mu' alone would cancel in float32. Processes of torch.distributed share the moments.
+    statistics of ``x * h_q`` follow as ``h_q . mu`` and ``h_q' C h_q`` (section 4.2), without computing it. The maps
+    are centred first: E[p p'] - mu mu' alone would cancel in float32. Processes of torch.distributed share the
+    moments.
 
     x: (n, height, width), unpadded. Returns mu (k*k,), C (k*k, k*k) and the number of patches (a 0-d tensor).
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        padded = pad_space(x[:, None], support, stride, padding_mode, padding)[:, 0]
+        padded = pad_space(x[:, None], support, geometry)[:, 0]
         with torch.no_grad():
             total = all_sum(torch.stack([padded.sum(), padded.new_full((), padded.numel())]))
             centre = total[0] / total[1].clamp(min=1)
-        p, pp = _PatchSums.apply(padded - centre, support, stride)
-        patches = len(x) * prod(-(-n // stride) for n in x.shape[1:])
+        p, pp = _PatchSums.apply(padded - centre, support, geometry.stride)
+        patches = len(x) * prod(map(geometry.outputs, x.shape[1:]))
         sums = all_sum(torch.cat([p, pp.flatten(), p.new_full((1,), patches)]))
         n = sums[-1].detach()
         mu, E = sums[: len(p)] / n, sums[len(p) : -1].view_as(pp) / n

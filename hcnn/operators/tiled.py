@@ -1,12 +1,14 @@
-"""HCNN(+) on a CPU: ELU and matrix product made tile by tile, so that what is large stays in the cache and never exists whole.
+"""HCNN(+) on a CPU: ELU and matrix product made tile by tile, so that what is large stays in the cache and never
+exists whole.
 
     y[o, u] = bias[o] + sum over v, q of matrix[o, (v, q)] z[(v, q), u],    z[(v, q), u] = ELU(h_q . p_v(u) + b_q)
 
-with p_v(u) the patches of attribute v, u the positions of a tile, o = (attributes written, filter). z is Q times as large as
-the input; neither it nor the patches of a whole minibatch are stored: the backward pass makes each tile again.
+with p_v(u) the patches of attribute v, u the positions of a tile, o = (attributes written, filter). z is Q times as
+large as the input; neither it nor the patches of a whole minibatch are stored: the backward pass makes each tile
+again.
 
-Structural zeros are skipped along the last attribute (`attribute_conv.windows`): it is the slowest index of v here, so that a
-window of it is contiguous. With 16 values, support 11 and zeros, 66% of the dense work is left.
+Structural zeros are skipped along the last attribute (`convolution.windows`): it is the slowest index of v here, so
+that a window of it is contiguous. With 16 values, support 11 and zeros, 66% of the dense work is left.
 """
 
 from math import prod
@@ -15,29 +17,34 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hcnn.geometry import windows
-from hcnn.operators.convolution import pad_space
+from hcnn.operators.convolution import pad_space, windows
 
 TILE_BYTES = 2**22  # of z: what the caches of two cores hold
 OUTPUTS, INPUTS = 2, 4  # values of the last attribute that one matrix product writes, and whose gradient one makes
 
 
 def _tiles(batch, height, width, columns):
-    """Tiles of about `columns` positions, at least one row: (first image, end, first row, end), whole images where they fit."""
+    """Tiles of about `columns` positions, at least one row: (first image, end, first row, end), whole images where
+    they fit.
+    """
     rows = -(-height // max(1, min(height, height * width // max(1, columns))))
     step = max(1, columns // (height * width))
-    return [(i, min(i + step, batch), r, min(r + rows, height)) for i in range(0, batch, step) for r in range(0, height, rows)]
+    return [(i, min(i + step, batch), r, min(r + rows, height))
+            for i in range(0, batch, step) for r in range(0, height, rows)]
 
 
 def _patches(x, tile, k, stride, width):
-    """(v, k * k + 1, positions) of one tile of the padded x (batch, A, B, height, width), v = (b, a); the last row is one, for b_q."""
+    """(v, k * k + 1, positions) of one tile of the padded x (batch, A, B, height, width), v = (b, a); the last row is
+    one, for b_q.
+    """
     first, end, r0, r1 = tile
     x = x[first:end, :, :, r0 * stride :]
     A, B = x.shape[1:3]
     s = x.stride()
     shape = (B, A, k, k, end - first, r1 - r0, width)
     p = x.new_empty(B * A, k * k + 1, prod(shape[4:]))
-    p[:, :-1].view(shape).copy_(x.as_strided(shape, (s[2], s[1], s[3], s[4], s[0], stride * s[3], stride * s[4]), x.storage_offset()))
+    steps = (s[2], s[1], s[3], s[4], s[0], stride * s[3], stride * s[4])
+    p[:, :-1].view(shape).copy_(x.as_strided(shape, steps, x.storage_offset()))
     p[:, -1] = 1
     return p
 
@@ -48,10 +55,11 @@ def _add_product(total, a, b):
 
 
 class _TiledProduct(torch.autograd.Function):
-    """x (batch, A, B, height, width) padded; matrix (B', A', filters, B, A, Q); bias (B', A', filters); h (Q, k * k + 1).
+    """x (batch, A, B, height, width) padded; matrix (B', A', filters, B, A, Q); bias (B', A', filters); h (Q, k * k +
+    1).
 
-    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`; gradients add up in that of
-    the matrix.
+    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`; gradients add up in
+    that of the matrix.
     """
 
     @staticmethod
@@ -70,7 +78,8 @@ class _TiledProduct(torch.autograd.Function):
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
                 torch.mm(M[part, window], z[window], out=y[part])
             y += bias.view(-1, 1)
-            out[first:end, ..., r0:r1, :] = y.view(B_out, A_out, filters, end - first, r1 - r0, -1).permute(3, 1, 0, 2, 4, 5)
+            y = y.view(B_out, A_out, filters, end - first, r1 - r0, -1)
+            out[first:end, ..., r0:r1, :] = y.permute(3, 1, 0, 2, 4, 5)
         return out
 
     @staticmethod
@@ -98,29 +107,31 @@ class _TiledProduct(torch.autograd.Function):
             for row in range(k):
                 for column in range(k):
                     rows_read = slice(r0 * stride + row, (r1 - 1) * stride + row + 1, stride)
-                    grad_x[first:end, :, :, rows_read, column : column + stride * (size[1] - 1) + 1 : stride] += dp[row, column]
+                    columns_read = slice(column, column + stride * (size[1] - 1) + 1, stride)
+                    grad_x[first:end, :, :, rows_read, columns_read] += dp[row, column]
         return grad_x, grad_M.view(shape), grad.sum((0, 4, 5), dtype=ctx.sums).transpose(0, 1), grad_h, *[None] * 6
 
 
-def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, stride=1, attribute_stride=2, padding_mode="zeros",
-                  padding="symmetric"):
+def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, along, space):
     """W_j of HCNN(+) as above, differentiable once in every tensor. Under autocast the products have its precision.
 
-    x (batch, *grid, height, width); matrix (outputs * filters, inputs * Q) from `mixing_matrix`, bias (outputs * filters,);
-    h (Q, k, k) and b (Q,) from `normalised_filters`. Returns (batch, outputs * filters, height', width').
+    x (batch, *grid, height, width); matrix (outputs * filters, inputs * Q) from `mixing_matrix`, bias (outputs *
+    filters,); h (Q, k, k) and b (Q,) from `normalised_filters`; along, space: geometries of attributes and of space.
+    Returns (batch, outputs * filters, height', width').
     """
     n, k, dtype = len(x), h.shape[-1], x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     A, B = prod(grid[:-1]), grid[-1]
-    A_out, B_out = prod(-(-m // attribute_stride) for m in grid[:-1]), -(-B // attribute_stride)
-    rule = (B, support[-1], attribute_stride, padding_mode, padding)
-    by_output, by_input = windows(*rule, OUTPUTS), windows(*rule, INPUTS, transposed=True)
-    size = tuple(-(-m // stride) for m in x.shape[-2:])
+    A_out, B_out = prod(map(along.outputs, grid[:-1])), along.outputs(B)
+    last = B, support[-1], along
+    by_output, by_input = windows(*last, OUTPUTS), windows(*last, INPUTS, transposed=True)
+    size = tuple(map(space.outputs, x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
-        x = pad_space(x.reshape(n, A * B, *x.shape[-2:]), k, stride, padding_mode, padding)
+        x = pad_space(x.reshape(n, A * B, *x.shape[-2:]), k, space)
         matrix = matrix.view(A_out, B_out, filters, A, B, len(h)).permute(1, 0, 2, 4, 3, 5).contiguous()
         bias = bias.view(A_out, B_out, filters).transpose(0, 1).contiguous()
-        out = _TiledProduct.apply(x.view(n, A, B, *x.shape[-2:]), matrix, bias, torch.cat([h.flatten(1), b[:, None]], 1),
-                                  dtype, size, k, stride, by_output, by_input)
+        filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)
+        out = _TiledProduct.apply(x.view(n, A, B, *x.shape[-2:]), matrix, bias, filters_and_bias, dtype, size, k,
+                                  space.stride, by_output, by_input)
     return out.flatten(1, 3)

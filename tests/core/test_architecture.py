@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcnn import HCNN, Architecture
+from hcnn import HCNN, Architecture, counts
 from hcnn.architecture import CONVENTIONS
-from hcnn.geometry import pad_before
+from hcnn.geometry import Geometry
 
 
 @st.composite
@@ -101,10 +101,10 @@ def test_presets_are_complete_descriptions():
 
 def test_effective_count_of_the_papers_layer_is_that_of_rank_nine_matrices():
     a = Architecture()
-    assert a.effective_count(a.layers[5]) == 9 * (9 + 16 * 77 - 9)
+    assert counts.effective_filters(a, a.layers[5]) == 9 * (9 + 16 * 77 - 9)
     small = Architecture(K=8)
-    assert small.effective_count(small.layers[5]) == 9 * 8 * 6 * 11, "the first of 7 taps never touches a grid of 4, subsampled by 2"
+    assert counts.effective_filters(small, small.layers[5]) == 9 * 8 * 6 * 11, "the first of 7 taps never touches a grid of 4, subsampled by 2"
 
 
 def test_symmetric_and_tensorflow_padding_agree_where_stride_is_one():
-    assert all(pad_before(n, k, 1, "same") == pad_before(n, k, 1) for n in (4, 7) for k in (1, 3))
+    assert all(Geometry(1, padding="same").before(n, k) == Geometry(1).before(n, k) for n in (4, 7) for k in (1, 3))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hcnn import AttributeConv, MultiscaleHCNN, reference
 from hcnn import operators as ops
+from hcnn.geometry import Geometry
 
 
 def random_layer(K=8, Q=3, elu=False, stride=1, padding_mode="zeros", support=(7, 11), **options):
@@ -21,8 +22,8 @@ def random_layer(K=8, Q=3, elu=False, stride=1, padding_mode="zeros", support=(7
 
 
 def literal(layer, x):
-    return reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.stride, layer.attribute_stride,
-                                      layer.padding_mode, layer.padding, layer.elu, layer.statistics, layer.eps)
+    return reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.space.stride, layer.along.stride,
+                                      layer.space.padding_mode, layer.space.padding, layer.elu, layer.statistics, layer.eps)
 
 
 def assert_same_with_gradients(f, g, inputs, tolerance=1e-10):
@@ -54,7 +55,7 @@ def test_tensorflow_padding_equals_reference_in_float64(elu, stride, statistics)
 
 @pytest.mark.parametrize("n, support, stride, before", [(8, 7, 2, 2), (16, 11, 2, 4), (32, 3, 2, 0), (32, 3, 1, 1)])
 def test_tensorflow_padding_starts_where_tensorflow_does(n, support, stride, before):
-    reads = ops.tap_reads((n,), (support,), stride, "zeros", "same")
+    reads = ops.tap_reads((n,), (support,), Geometry(stride, "zeros", "same"))
     assert (reads[0] < 0).sum() == before
 
 
@@ -78,15 +79,16 @@ def test_variances_survive_a_large_mean_in_float32():
 @pytest.mark.parametrize("support, stride, padding_mode, padding", [
     (3, 1, "zeros", "symmetric"), (3, 2, "zeros", "same"), (5, 1, "periodic", "symmetric"), (1, 2, "zeros", "symmetric")])
 def test_patch_moments_are_the_moments_of_unfolded_patches(support, stride, padding_mode, padding):
+    geometry = Geometry(stride, padding_mode, padding)
     x = (torch.randn(4, 6, 8, dtype=torch.float64) + 3).requires_grad_()
 
     def unfolded():
-        p = F.unfold(ops.pad_space(x[:, None], support, stride, padding_mode, padding), support, stride=stride)
+        p = F.unfold(ops.pad_space(x[:, None], support, geometry), support, stride=stride)
         p = p.transpose(1, 2).flatten(0, 1)
         return torch.cat([p.mean(0), torch.cov(p.T, correction=0).flatten()])
 
     def moments():
-        mu, C, n = ops.patch_moments(x, support, stride, padding_mode, padding)
+        mu, C, n = ops.patch_moments(x, support, geometry)
         assert n == 4 * -(-6 // stride) * -(-8 // stride)
         return torch.cat([mu, C.flatten()])
 
@@ -95,11 +97,11 @@ def test_patch_moments_are_the_moments_of_unfolded_patches(support, stride, padd
 
 @pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
 def test_gradcheck_of_the_custom_functions(padding_mode):
-    table, reads = (f((2, 4), (3, 5), 2, padding_mode) for f in (ops.tap_table, ops.tap_reads))
+    table, reads = (f((2, 4), (3, 5), Geometry(2, padding_mode)) for f in (ops.tap_table, ops.tap_reads))
     w = torch.randn(15, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w: ops.spread_taps(w, table, reads), w)
     x = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.patch_moments(x, 3, 1, padding_mode)[:2], x)
+    assert torch.autograd.gradcheck(lambda x: ops.patch_moments(x, 3, Geometry(1, padding_mode))[:2], x)
 
 
 @pytest.mark.parametrize("grid, support, padding_mode", list(product(((4,), (8,), (16,)), ((11,),), ("zeros", "periodic"))))
@@ -128,7 +130,7 @@ def test_hcnn_is_the_convolution_with_the_factorised_filter_of_equation_8():
     """Without normalisation (scale sigma, shift m) the layer is equation (4) with w of equation (8)."""
     layer = random_layer(8, Q=4, padding_mode="periodic")
     x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64)
-    mean, var = ops.filter_statistics(layer.h, *ops.patch_moments(x.flatten(0, 2), padding_mode="periodic")[:2])
+    mean, var = ops.filter_statistics(layer.h, *ops.patch_moments(x.flatten(0, 2), 3, Geometry(1, "periodic"))[:2])
     with torch.no_grad():
         layer.scale.copy_(torch.sqrt(var + layer.eps)), layer.shift.copy_(mean)
     z = reference.attribute_layer(x, reference.factorised_filter(layer.h, layer.g), padding_mode="periodic")

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 from hcnn import Architecture, AttributeConv
 from hcnn import operators as ops
+from hcnn.geometry import Geometry
 from hcnn.operators import fused
+from hcnn.operators.choice import choose
 
 fused_triton = pytest.importorskip("hcnn.operators.fused_triton")
 ON_GPU = torch.cuda.is_available()
@@ -28,11 +30,11 @@ NAMES = ("output", "x", "h", "b", "matrix", "bias")
 
 def problem(grid, support, Q, filters, mode="zeros", stride=1, dtype=torch.float64, size=(4, 5)):
     """Inputs of mixed_elu on the device, as leaves: x, h, b, matrix, bias; then reads and the stride."""
-    reads, table = (f(grid, support, 2, mode) for f in (ops.tap_reads, ops.tap_table))
+    reads, table = (f(grid, support, Geometry(2, mode)) for f in (ops.tap_reads, ops.tap_table))
     wide = torch.promote_types(dtype, torch.float32)  # of the parameters
     taps = prod(support)
     x = torch.randn(2, *grid, *size, dtype=torch.float64).to(dtype)
-    x = ops.pad_space(x.flatten(1, -3), 3, stride, mode)
+    x = ops.pad_space(x.flatten(1, -3), 3, Geometry(stride, mode))
     h, b, bias = torch.randn(Q, 3, 3) / 3, torch.randn(Q), torch.randn(len(reads) * filters)
     matrix = ops.mixing_matrix(torch.randn(filters, Q, *support) / (Q * taps) ** 0.5, table, reads)
     leaves = [t.to(DEVICE, dtype if t is x else wide).requires_grad_() for t in (x, h, b, matrix, bias)]
@@ -86,7 +88,7 @@ def test_fused_operator_equals_the_unfused_one(case, mode, stride, dtype):
     out = fused_triton.mixed_elu(*leaves, reads, stride)
     direction = torch.randn(out.shape, device=DEVICE).to(dtype)
     found = out, *torch.autograd.grad(out, leaves, direction)
-    used = (ops.tap_table(case[0], case[1], 2, mode) < reads.shape[1]).any(0).repeat_interleave(case[3], 0).repeat_interleave(case[2], 1)
+    used = (ops.tap_table(case[0], case[1], Geometry(2, mode)) < reads.shape[1]).any(0).repeat_interleave(case[3], 0).repeat_interleave(case[2], 1)
     for name, value, (right, bound) in zip(NAMES, found, oracle_and_bounds(leaves, stride, direction.double(), ROUNDOFF[dtype])):
         excess = (value.double() - right).abs() - bound
         if name == "matrix":  # elsewhere its gradient is not asked for
@@ -125,7 +127,7 @@ def test_blocks_without_a_tap_are_not_visited():
     p = fused_triton.plan(ops.tap_reads((8, 16), (7, 11)), 128, 512, 32, 3)
     assert (p.T, p.Qn, p.VN, p.BO, p.BK) == (16, 32, (2, 4), 256, 64)
     assert p.blocks[:, 0].tolist() == [6 * 8, 7 * 8] and len(p.pairs) == 6 * 4 + 7 * 4
-    periodic = fused_triton.plan(ops.tap_reads((8, 16), (7, 11), 2, "periodic"), 128, 512, 32, 3)
+    periodic = fused_triton.plan(ops.tap_reads((8, 16), (7, 11), Geometry(2, "periodic")), 128, 512, 32, 3)
     assert periodic.blocks[:, 0].tolist() == [64, 64]
     assert all(len(set(row[1 : 1 + row[0]])) == row[0] for row in p.chunks.tolist())  # every chunk that reads the block, once
     assert p.chunks[:, 0].sum() == 154 and p.chunks.shape[0] * 8 == 256
@@ -136,9 +138,9 @@ def test_layer_takes_the_fused_path_and_computes_the_same(monkeypatch):
     x = torch.randn(2, 2, 4, 6, 6, device=DEVICE)
     if ON_GPU:
         with torch.autocast("cuda", torch.bfloat16):
-            assert layer.choose_path(x) == "fused"
+            assert choose(layer, x) == "fused"
         return
-    assert layer.choose_path(x) == "tiled" and fused.path(x, layer.h, 16) == "unfused: the device is cpu"
+    assert choose(layer, x) == "tiled" and fused.path(x, layer.h, 16) == "unfused: the device is cpu"
     outs = []
     for path in ("convolution", "fused"):
         layer.path = path
@@ -201,7 +203,7 @@ def test_fused_step_needs_less_memory_than_one_copy_of_z():
         with torch.autocast("cuda", torch.bfloat16):
             out = layer(x)
         out.sum().backward()
-    assert layer.choose_path(x) == "fused" and torch.cuda.max_memory_allocated() - before < x.numel() * 32 * 2
+    assert choose(layer, x) == "fused" and torch.cuda.max_memory_allocated() - before < x.numel() * 32 * 2
 
 
 COMPILE = """

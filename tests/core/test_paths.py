@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 from hcnn import HCNN, Architecture, AttributeConv, reference
 from hcnn import operators as ops
 from hcnn.companion.speed import cases as speed
+from hcnn.geometry import Geometry
 from hcnn.operators import tiled
+from hcnn.operators.choice import choose
 
 PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]  # with ELU between h and g
 
@@ -26,8 +28,8 @@ def layer_on(path, elu, grid=(4, 8), support=(3, 5), filters=3, Q=4, **options):
 
 
 def assert_equals_reference(layer, x):
-    expected = reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.stride, layer.attribute_stride,
-                                          layer.padding_mode, layer.padding, layer.elu, layer.statistics, layer.eps)
+    expected = reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.space.stride, layer.along.stride,
+                                          layer.space.padding_mode, layer.space.padding, layer.elu, layer.statistics, layer.eps)
     direction, inputs = torch.randn_like(expected), [x, *layer.parameters()]
     found = layer(x)
     gradients = [torch.autograd.grad((y * direction).sum(), inputs) for y in (found, expected)]
@@ -71,10 +73,11 @@ def test_any_number_of_attributes_works_on_every_path(path, elu, grid, support):
 @pytest.mark.parametrize("size, support, stride, padding_mode, padding, width", list(product(
     (1, 4, 7, 16), (1, 3, 11), (1, 2), ("zeros", "periodic"), ("symmetric", "same"), (1, 2, 3))))
 def test_windows_hold_all_that_is_read_and_begin_and_end_with_it(size, support, stride, padding_mode, padding, width):
-    reads = ops.tap_reads((size,), (support,), stride, padding_mode, padding)
+    geometry = Geometry(stride, padding_mode, padding)
+    reads = ops.tap_reads((size,), (support,), geometry)
     pairs = {(o, i) for o, row in enumerate(reads.tolist()) for i in row if i >= 0}
     for transposed in (False, True):
-        groups = ops.windows(size, support, stride, padding_mode, padding, width, transposed)
+        groups = ops.windows(size, support, geometry, width, transposed)
         assert [o for first, end, *_ in groups for o in range(first, end)] == list(range(size if transposed else len(reads)))
         for first, end, lo, hi in groups:
             read = {i for o, i in ((i, o) if transposed else (o, i) for o, i in pairs) if first <= o < end}
@@ -83,12 +86,12 @@ def test_windows_hold_all_that_is_read_and_begin_and_end_with_it(size, support, 
 
 def test_which_path_is_taken():
     x, large = torch.randn(1, 8, 16, 4, 4), dict(grid=(8, 16), filters=16)
-    assert AttributeConv(**large, elu=True).choose_path(x) == "tiled"
-    assert AttributeConv(**large).choose_path(x) == "windowed"
-    assert AttributeConv(**large, padding_mode="periodic").choose_path(x) == "convolution"  # every window is whole
-    assert AttributeConv((4, 8), 8).choose_path(x) == "convolution"
+    assert choose(AttributeConv(**large, elu=True), x) == "tiled"
+    assert choose(AttributeConv(**large), x) == "windowed"
+    assert choose(AttributeConv(**large, padding_mode="periodic"), x) == "convolution"  # every window is whole
+    assert choose(AttributeConv((4, 8), 8), x) == "convolution"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert AttributeConv(**large).choose_path(x) == "convolution"
+        assert choose(AttributeConv(**large), x) == "convolution"
     assert AttributeConv((4, 8), 8, (3, 5), Q=None, elu=True)(torch.randn(1, 4, 8, 4, 4)).shape == (1, 2, 4, 8, 4, 4)
 
 
@@ -97,7 +100,7 @@ def test_which_path_is_taken():
 def test_the_speed_table_names_the_path_that_the_paper_s_layers_take_on_a_cpu(variant, precision):
     layers = [layer for layer in HCNN(Architecture.preset("cifar10", variant)).operators if getattr(layer, "Q", None)]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        taken = {speed.PATHS[variant][layer.choose_path(torch.empty(1, *layer.grid, 4, 4))] for layer in layers}
+        taken = {speed.PATHS[variant][choose(layer, torch.empty(1, *layer.grid, 4, 4))] for layer in layers}
     assert len(layers) > 1 and taken == {speed.chosen("cpu", variant, precision)}
 
 
@@ -133,7 +136,7 @@ U = 2.0**-8  # unit roundoff of bfloat16
 def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
     """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (relative U), sums are float32."""
     grid, support, filters, Q = (4, 8), (3, 5), 3, 4
-    table, reads = (f(grid, support, 2, padding_mode) for f in (ops.tap_table, ops.tap_reads))
+    table, reads = (f(grid, support, Geometry(2, padding_mode)) for f in (ops.tap_table, ops.tap_reads))
     h, b, bias = torch.randn(Q, 3, 3), torch.randn(Q), torch.randn(2 * 4 * filters)
     matrix, x = ops.mixing_matrix(torch.randn(filters, Q, *support), table, reads).requires_grad_(), torch.randn(2, *grid, 5, 5)
     rule = dict(grid=grid, support=support, filters=filters, padding_mode=padding_mode)
@@ -144,7 +147,7 @@ def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
     (found,) = torch.autograd.grad(y, matrix, direction)
 
     def convolved(h, x, b):
-        return ops.spatial_conv(x.double().reshape(-1, 1, 5, 5), h.double()[:, None], b.double(), 1, padding_mode).view(2, -1, 5, 5)
+        return ops.spatial_conv(x.double().reshape(-1, 1, 5, 5), h.double()[:, None], b.double(), Geometry(1, padding_mode)).view(2, -1, 5, 5)
 
     z = F.elu(convolved(h, x, b))
     z_error = 2.1 * U * convolved(h.abs(), x.abs(), b.abs()) + U * z.abs()  # of h and p (2 U and their product), then of z itself

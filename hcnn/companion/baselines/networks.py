@@ -20,7 +20,7 @@ class BaselineNetwork(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    predict, _check = HCNN.predict, HCNN._check
+    _check = HCNN._check
 
     def filter_parameters(self):
         """The parameters that weight decay applies to: weights of convolutions and linear layers."""

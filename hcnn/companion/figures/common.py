@@ -92,7 +92,7 @@ def _vanilla_layer(ax, K, support):
 
 def _hcnn_layer(ax, layer):
     (n,), (m,), (s,), gap, start = layer.grid, layer.out_grid, layer.support, 24 / layer.grid[0], 24 + 13.0
-    stride, support = layer.attribute_stride, layer.spatial_support
+    stride, support = layer.along.stride, layer.spatial_support
     places = {(1 + m) // 4: (1, 0.3, NEW), m - 1 - m // 4: (5, 0.3, SECOND)}  # output index: where its filter lies
     read = {i: tuple(p for o, p in places.items() if abs(i - stride * o) <= s // 2) for i in range(n)}
     _maps_along(ax, n, [plt.cm.YlGnBu(0.25 + 0.7 * i / n) for i in range(n)], 0, gap, read, support, f"$v_1$: {n} maps, ordered")

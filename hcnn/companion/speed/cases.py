@@ -96,7 +96,7 @@ def looped(x, w):
 
 def _literal(operator, x):
     x = x.mean(1) if x.dim() == 6 else x
-    return literal_attribute_conv(x, operator.h, operator.g, operator.scale, operator.shift, operator.bias, operator.stride, operator.elu,
+    return literal_attribute_conv(x, operator.h, operator.g, operator.scale, operator.shift, operator.bias, operator.space.stride, operator.elu,
                                   operator.eps)
 
 

@@ -1,0 +1,65 @@
+"""Which operator computes W_j here, and all of them under one signature.
+
+Each takes the layer, an `AttributeConv`, whose shapes it reads; x (batch, *grid, height, width); and what the layer
+has built: kernel and bias of HCNN, or matrix, bias, h and b of HCNN(+). It returns (batch, outputs * filters,
+height', width').
+"""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+
+from hcnn.operators import fused as gpu
+from hcnn.operators.convolution import spatial_conv, windowed_conv, windows
+from hcnn.operators.tiled import tiled_product
+
+SPARE = 0.75  # share of the dense work below which windows are worth their copies
+
+
+def convolution(layer, x, matrix, bias, h=None, b=None):
+    """By PyTorch's convolutions; z = ELU(x * h + b) of HCNN(+) lies in memory."""
+    if h is None:
+        return spatial_conv(x.flatten(1, -3), matrix, bias, layer.space)
+    z = F.elu(spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, layer.space), inplace=True)
+    return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias)
+
+
+def windowed(layer, x, kernel, bias):
+    """HCNN in parts without the structural zeros along the last attribute."""
+    outer, k = (prod(layer.out_grid[:-1]), layer.out_grid[-1], layer.filters), layer.spatial_support
+    inner = prod(layer.grid[:-1]), layer.grid[-1]
+    bias = kernel.new_zeros(outer) if bias is None else bias.view(outer)
+    x, kernel = x.reshape(len(x), *inner, *x.shape[-2:]), kernel.view(*outer, *inner, k, k)
+    return windowed_conv(x, kernel, bias, _windows(layer), layer.space).flatten(1, 3)
+
+
+def tiled(layer, x, matrix, bias, h, b):
+    """HCNN(+) on a CPU, z tile by tile."""
+    return tiled_product(x, matrix, bias, h, b, grid=layer.grid, support=layer.support, filters=layer.filters,
+                         along=layer.along, space=layer.space)
+
+
+def fused(layer, x, matrix, bias, h, b):
+    """HCNN(+) on a GPU, z inside the kernels that consume it."""
+    return gpu.mixed_elu(x, h, b, matrix, bias, layer.reads, layer.space)
+
+
+PATHS = {path.__name__: path for path in (convolution, windowed, tiled, fused)}
+
+
+def choose(layer, x):
+    """The name of the path in PATHS that is taken for this input: the fastest that is exact here."""
+    separable = layer.elu and layer.Q is not None
+    if x.device.type != "cpu":
+        fusible = separable and gpu.path(x, layer.h, len(layer.reads) * layer.filters) == gpu.FUSED
+        return "fused" if fusible else "convolution"
+    if separable:
+        return "tiled"
+    read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in _windows(layer))
+    spare = read < SPARE * layer.out_grid[-1] * layer.grid[-1] and not torch.is_autocast_enabled("cpu")
+    return "windowed" if spare else "convolution"
+
+
+def _windows(layer):
+    return windows(layer.grid[-1], layer.support[-1], layer.along, 2)
