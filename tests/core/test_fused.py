@@ -1,4 +1,6 @@
-"""HCNN(+) fused on the GPU: the kernels give what the equations give. Without a GPU they run in Triton's interpreter."""
+"""HCNN(+) fused on the GPU: the kernels give what the equations give. Without a GPU they run in Triton's
+interpreter.
+"""
 
 import os
 import subprocess
@@ -49,10 +51,11 @@ def unfused(x, h, b, matrix, bias, stride):
 def oracle_and_bounds(leaves, stride, direction, u):
     """[(value, bound of its error)] of the output and of every gradient, in float64, bounds for the unit roundoff u.
 
-    Each element is a sum of products. Every bound is that sum with absolute values, times u for each rounding that a term may go
-    through: of h, z (ELU and its derivative have Lipschitz constant 1), the matrix, the gradient of z, the taps and the result, at most
-    8 in a row. The sums themselves are added in float32: where that is u as well they add u for each of up to 2^12 terms, of which
-    the square root, 64, stands here because their signs are as good as random.
+    Each element is a sum of products. Every bound is that sum with absolute values, times u for each rounding that a
+    term may go through: of h, z (ELU and its derivative have Lipschitz constant 1), the matrix, the gradient of z,
+    the taps and the result, at most 8 in a row. The sums themselves are added in float32: where that is u as well
+    they add u for each of up to 2^12 terms, of which the square root, 64, stands here because their signs are as good
+    as random.
     """
     wide = [t.detach().double().requires_grad_() for t in leaves]
     out = unfused(*wide, stride)
@@ -123,7 +126,9 @@ def test_gradcheck_of_the_fused_operator():
 
 
 def test_blocks_without_a_tap_are_not_visited():
-    """Tiles of the network's own size: K = 16, 7 x 11, zeros. A group of 256 outputs reads 6 or 7 of 8 rows of the grid."""
+    """Tiles of the network's own size: K = 16, 7 x 11, zeros. A group of 256 outputs reads 6 or 7 of 8 rows of the
+    grid.
+    """
     p = fused_triton.plan(ops.tap_reads((8, 16), (7, 11)), 128, 512, 32, 3)
     assert (p.T, p.Qn, p.VN, p.BO, p.BK) == (16, 32, (2, 4), 256, 64)
     assert p.blocks[:, 0].tolist() == [6 * 8, 7 * 8] and len(p.pairs) == 6 * 4 + 7 * 4
@@ -194,7 +199,9 @@ def test_trial_runs_every_tile_that_the_network_has():
 
 @pytest.mark.gpu
 def test_fused_step_needs_less_memory_than_one_copy_of_z():
-    """K = 16, Q = 32, batch 50, 32 x 32: z in bfloat16 would be 419 MB, and the unfused path keeps it with its gradient."""
+    """K = 16, Q = 32, batch 50, 32 x 32: z in bfloat16 would be 419 MB, and the unfused path keeps it with its
+    gradient.
+    """
     layer = AttributeConv((8, 16), 16, Q=32, elu=True).cuda()
     x = torch.randn(50, 8, 16, 32, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     for _ in range(2):
@@ -231,7 +238,9 @@ for kernel, own in ((ft._forward, dict(tiles=8, VN=2, N=64, BP=128, BO=256)),
 
 @pytest.mark.full
 def test_kernels_compile_for_an_h100_with_its_matrix_instructions():
-    """Triton compiles for a GPU that is not there: shared memory within what `fused` asks for, products by wgmma only."""
+    """Triton compiles for a GPU that is not there: shared memory within what `fused` asks for, products by wgmma
+    only.
+    """
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "0"})
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 3, done.stderr
