@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = Path(os.environ.get("HCNN_RESULTS") or ROOT / "results")

@@ -20,7 +20,8 @@ from hcnn.training.evaluation import evaluate
 from hcnn.training.loop import train
 from hcnn.training.recipe import SCHEDULES, Recipe
 from hcnn.training.run_folder import read_run
-from hcnn.training.trained import load, teacher_name
+from hcnn.companion.baselines.teacher import teacher_name
+from hcnn.training.trained import load
 
 ARCHITECTURE = ("variant", "K", "Q", "J", "padding_mode", "attribute_support")
 RECIPE = ("epochs", "batch_size", "lr", "schedule")

@@ -20,9 +20,9 @@ DIGITS_CONTENT = {"train": "6bdefbace9eae46fc546edbb3e02336bd96cc304499a7e69768b
 class Dataset:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64, with what a network needs to know about them.
 
-    mean, std: of every colour over all training images, in units of pixel / 255. checksum: sha256 of the content, whatever
-    the order of the images. substitutes: the data set that was asked for, where digits stand in. flip: whether a horizontal
-    flip keeps the class.
+    mean, std: of every colour over all training images, in units of pixel / 255. checksum: sha256 of the content,
+    whatever the order of the images. substitutes: the data set that was asked for, where digits stand in. flip:
+    whether a horizontal flip keeps the class.
     """
 
     name: str
@@ -41,9 +41,10 @@ class Dataset:
 def load_dataset(name="cifar10", root=None, download=True, fallback=False):
     """Read, verify and return a data set; CIFAR is downloaded where nothing of it is present.
 
-    root: the folder that holds cifar-10-batches-py/ and cifar-100-python/ (default: the environment's HCNN_DATA, else data/
-    of the repository). fallback: where CIFAR is neither present nor downloadable, print one line and return digits.
-    Raises FileNotFoundError saying what to do about missing files, and ValueError naming the file that is damaged.
+    root: the folder that holds cifar-10-batches-py/ and cifar-100-python/ (default: the environment's HCNN_DATA, else
+    data/ of the repository). fallback: where CIFAR is neither present nor downloadable, print one line and return
+    digits. Raises FileNotFoundError saying what to do about missing files, and ValueError naming the file that is
+    damaged.
     """
     root = _root(name, root)
     if name == "digits":
@@ -82,10 +83,10 @@ def available(name, root=None):
 def split_dataset(dataset, split="test", train_size=None):
     """The data set with other images to train or to test on; mean and std stay those of all training images.
 
-    split: "test" keeps the test images; "validation" holds out 5,000 training images (a tenth, if that is less) in their
-    place, a fixed choice that follows the classes and does not depend on the order of the images.
-    train_size: keep so many training images, the first ones of every class, in the proportions of the classes.
-    Raises ValueError for another split, or a train_size outside 1 ... number of training images.
+    split: "test" keeps the test images; "validation" holds out 5,000 training images (a tenth, if that is less) in
+    their place, a fixed choice that follows the classes and does not depend on the order of the images. train_size:
+    keep so many training images, the first ones of every class, in the proportions of the classes. Raises ValueError
+    for another split, or a train_size outside 1 ... number of training images.
     """
     if split not in ("test", "validation"):
         raise ValueError(f"split must be 'test' or 'validation', got {split!r}")
@@ -122,7 +123,8 @@ def _assemble(name, splits, content, classes, **others):
     weights /= weights.sum(1, keepdim=True)
     mean = weights @ values
     std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
-    return Dataset(name, *splits["train"], *splits["test"], classes=tuple(classes), mean=tuple(mean.tolist()), std=tuple(std.tolist()),
+    return Dataset(name, *splits["train"], *splits["test"], classes=tuple(classes), mean=tuple(mean.tolist()),
+                   std=tuple(std.tolist()),
                    checksum=hashlib.sha256((content["train"] + content["test"]).encode()).hexdigest(), **others)
 
 
@@ -163,7 +165,8 @@ def _load_digits():
     splits = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
     for split, expected in DIGITS_CONTENT.items():
         if (found := content_checksum(*splits[split])) != expected:
-            raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, expected "
+            raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, "
+                             f"expected "
                              f"{expected}; install the scikit-learn version of environment.yml")
     return _assemble("digits", splits, DIGITS_CONTENT, map(str, range(10)), flip=False)
 

@@ -8,6 +8,7 @@ from math import prod
 import torch
 import torch.distributed as dist
 
+from hcnn.device import world
 from hcnn.geometry import Geometry
 from hcnn.operators.convolution import pad_space
 
@@ -26,7 +27,7 @@ class _AllSum(torch.autograd.Function):
 
 def all_sum(t):
     """Sum of a tensor over the processes of torch.distributed (itself where there is one process), differentiable."""
-    return _AllSum.apply(t) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else t
+    return _AllSum.apply(t) if world() > 1 else t
 
 
 class _PatchSums(torch.autograd.Function):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hcnn
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = {"help", "environment", "data", "reproduce", "figures", "sweep", "ablations", "headline", "speed", "test",
@@ -37,8 +39,7 @@ def test_every_base_dependency_is_a_range_that_is_pinned_for_reproduction():
 
 def test_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    source = (ROOT / "hcnn" / "__init__.py").read_text()
-    assert citation["version"] == PROJECT["version"] == re.search(r'__version__ = "(.*)"', source)[1]
+    assert citation["version"] == PROJECT["version"] == hcnn.__version__
     authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
     assert authors == ["Jacobsen", "Oyallon", "Mallat", "Smeulders"]
 

@@ -18,10 +18,9 @@ import pandas as pd
 
 from hcnn import paths
 from hcnn.architecture import VARIANTS, Architecture, describe
-from hcnn.companion.baselines.systems import multiply_adds
+from hcnn.companion.baselines.teacher import teacher_name
 from hcnn.training import run_folder as folders
 from hcnn.training.recipe import Recipe, preset_of, presets
-from hcnn.training.trained import teacher_name
 
 # Tables 1 and 2 of the paper: model, the variant that a run of it has, number of parameters, accuracy in percent.
 PAPER = {
@@ -229,7 +228,7 @@ def table(dataset, runs):
 def costs(dataset, variant):
     """(weights of filters and linear layers, multiply-adds of an image) of the published network of a system."""
     architecture, _ = next(iter(presets(dataset, variant).values()))
-    return architecture.count()["filters"], multiply_adds(architecture)
+    return architecture.count()["filters"], architecture.multiply_adds()
 
 
 def other_runs(runs):
