@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from hcnn import paths
 from hcnn.data.cifar import SOURCES, content_checksum, download_files, file_paths, image_digests, read_files
+from hcnn.settings import is_integer
 
 DATASETS = ("cifar10", "cifar100", "digits")
 DIGITS_CONTENT = {"train": "6bdefbace9eae46fc546edbb3e02336bd96cc304499a7e69768b9de8117c4c25",
@@ -97,10 +98,10 @@ def split_dataset(dataset, split="test", train_size=None):
                           test_images=images[held_out], test_labels=labels[held_out])
     if train_size is not None:
         n = len(dataset.train_labels)
-        if not isinstance(train_size, int) or isinstance(train_size, bool) or not 1 <= train_size <= n:
+        if not is_integer(train_size, 1) or train_size > n:
             raise ValueError(f"train_size must be an integer from 1 to {n:,}, the training images of {dataset.name} "
                              f"with split={split!r}, got {train_size!r}")
-        kept = _first_of_every_class(dataset.train_labels, range(n), train_size)
+        kept = first_of_every_class(dataset.train_labels, train_size)
         dataset = replace(dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept])
     return dataset
 
@@ -128,14 +129,18 @@ def _assemble(name, splits, content, classes, **others):
                    checksum=hashlib.sha256((content["train"] + content["test"]).encode()).hexdigest(), **others)
 
 
-def _first_of_every_class(labels, order, n):
-    """The first n in `order`, with the classes in the proportions of `labels` (largest remainders); sorted indices."""
+def first_of_every_class(labels, n, order=None):
+    """The first n images in `order` (default: as they stand), with the classes in their proportions; sorted indices.
+
+    Raises ValueError unless n is an integer from 1 to the number of labels.
+    """
+    if not is_integer(n, 1) or n > len(labels):
+        raise ValueError(f"n must be an integer from 1 to {len(labels):,}, got {n!r}")
     labels = labels.numpy()
+    order = np.arange(len(labels)) if order is None else np.asarray(order)
     counts = np.bincount(labels)
-    quotas = counts * n // len(labels)
-    remainders = counts * n % len(labels)
-    quotas[np.argsort(-remainders, kind="stable")[: n - quotas.sum()]] += 1
-    order = np.asarray(order)
+    quotas, remainders = counts * n // len(labels), counts * n % len(labels)
+    quotas[np.argsort(-remainders, kind="stable")[: n - quotas.sum()]] += 1  # the largest remainders
     picked = [order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]
     return torch.from_numpy(np.sort(np.concatenate(picked)))
 
@@ -144,7 +149,7 @@ def _hold_out(images, labels, n):
     """A fixed choice of n images as a mask: in every class those with the smallest digests, as good as random."""
     digests = image_digests(images, labels)
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[_first_of_every_class(labels, sorted(range(len(labels)), key=digests.__getitem__), n)] = True
+    mask[first_of_every_class(labels, n, sorted(range(len(labels)), key=digests.__getitem__))] = True
     return mask
 
 
@@ -166,8 +171,7 @@ def _load_digits():
     for split, expected in DIGITS_CONTENT.items():
         if (found := content_checksum(*splits[split])) != expected:
             raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, "
-                             f"expected "
-                             f"{expected}; install the scikit-learn version of environment.yml")
+                             f"expected {expected}; install the scikit-learn version of environment.yml")
     return _assemble("digits", splits, DIGITS_CONTENT, map(str, range(10)), flip=False)
 
 

@@ -78,7 +78,8 @@ def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
     try:
         network = build(describe(run["parameters"]["architecture"]))
     except TypeError as error:
-        raise ValueError(f"{folder / run_folder.RUN} has an architecture that this version does not know ({error})") from error
+        raise ValueError(f"{folder / run_folder.RUN} has an architecture that this version does not know "
+                         f"({error})") from error
     for entry, n, kind in (("classes", network.architecture.num_classes, str), ("mean", 3, float), ("std", 3, float)):
         if len(run[entry]) != n or not all(isinstance(value, kind) for value in run[entry]):
             raise ValueError(f"{folder / run_folder.RUN} must have {n} {entry}, got {str(run[entry])[:60]}")
