@@ -160,9 +160,3 @@ def preset_of(architecture, recipe, dataset):
             overrides |= {name: value for name, value in ours.as_dict().items() if value != base[name]}
         candidates.append((preset, overrides))
     return min(candidates, key=lambda candidate: len(candidate[1]))
-
-
-def presets(dataset, variant):  # until companion.results asks `published`
-    from hcnn.architecture import DESCRIPTIONS
-
-    return published(DESCRIPTIONS[variant].preset(dataset, variant), dataset)

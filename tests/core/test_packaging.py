@@ -131,23 +131,19 @@ def test_clean_removes_what_git_does_not_know_and_nothing_else(copy):
     for file in ("data/cifar", "results/notebooks/kept.ipynb", "results/tables/kept.csv", "results/figures/kept.png"):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         (copy / file).write_text("")
-    runs = {"small": '"train_size": 2000,', "full": '"train_size": null,', "stored": '"train_size": 2000,'}
-    for name, text in runs.items():
-        (copy / "results" / "runs" / name).mkdir(parents=True)
-        (copy / "results" / "runs" / name / "run.json").write_text(text)
-    (copy / "results" / "runs" / "begun").mkdir()
-    begun = copy / "results" / "runs" / "begun" / "checkpoint.safetensors"
-    begun.write_bytes(b'\x00{"state":"{\\"train_size\\":2000}"}\xff')
+    (copy / "results" / "runs" / "mine").mkdir(parents=True)
+    (copy / "results" / "runs" / "mine" / "run.json").write_text("")
     git("init")
-    git("add", "results/notebooks", "results/tables", "results/figures", "results/runs/stored")
+    git("add", "results/notebooks", "results/tables", "results/figures")
     git("commit", "-m", "t")
     made = [copy / file for file in ("results/notebooks/made.ipynb", "results/tables/made.csv",
-                                     "results/figures/made.png.tmp")]
+                                     "results/figures/made.png.tmp", "results/local/runs/run.json")]
     for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     assert make("clean", folder=copy).returncode == 0
     assert not any(path.exists() for path in made)
-    assert sorted(path.name for path in (copy / "results" / "runs").iterdir()) == ["full", "stored"]
+    assert (copy / "results" / "runs" / "mine" / "run.json").exists()
     assert len(list(copy.glob("results/*/kept.*"))) == 3
     assert (copy / "data" / "cifar").exists() and (copy / ".venv").exists()
 

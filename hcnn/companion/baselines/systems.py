@@ -1,25 +1,24 @@
-"""The networks that the paper compares itself with in tables 1 and 2, in plain PyTorch, and the recipes that their
-authors published.
+"""The networks that the paper compares itself with in tables 1 and 2, and the recipes that their authors published.
 
 A `Baseline` stands wherever an `Architecture` does: in a run's parameters, in training, tables and checks. Facts are
 from
 
-* All-CNN-C: Springenberg, Dosovitskiy, Brox, Riedmiller (2014), arXiv 1412.6806. Initialisation and batch size are not given; its
-  rate, one of 0.25, 0.1, 0.05 and 0.01, was chosen on validation images.
-* Network in Network: Lin, Chen, Yan (2013), arXiv 1312.4400; N(0, 0.05) from the authors' Caffe model. Its rate falls twice when the
-  loss no longer does; when that is was never published.
+* All-CNN-C: Springenberg, Dosovitskiy, Brox, Riedmiller (2014), arXiv 1412.6806. Initialisation and batch size are
+  not given; its rate, one of 0.25, 0.1, 0.05 and 0.01, was chosen on validation images.
+* Network in Network: Lin, Chen, Yan (2013), arXiv 1312.4400; N(0, 0.05) from the authors' Caffe model. Its rate falls
+  twice when the loss no longer does; when that is was never published.
 * ResNet-20: He, Zhang, Ren, Sun (2015), arXiv 1512.03385, section 4.2, shortcuts without parameters (option A).
-* WRN-16-1 and its teacher WRN-40-1: Zagoruyko, Komodakis, arXiv 1605.07146 and 1612.03928 (attention transfer, "AT") and the code of the
-  latter. As others quote them, the 91.23% of table 1 are WRN-16-1 without a teacher, and the 93.42% of section 5.2 are WRN-40-1.
-  Their border is the mirrored image, ours the mean colour.
-* FitNet-4: Romero et al. (2014), arXiv 1412.6550. Its authors need a teacher's hints; Mishkin and Matas (2015), arXiv 1511.06422, train it
-  directly from orthonormal filters, and that is what is done here, with their dropout.
+* WRN-16-1 and its teacher WRN-40-1: Zagoruyko, Komodakis, arXiv 1605.07146 and 1612.03928 (attention transfer) and the
+  code of the latter. As others quote them, the 91.23% of table 1 are WRN-16-1 without a teacher, and the 93.42% of
+  section 5.2 are WRN-40-1. Their border is the mirrored image, ours the mean colour.
+* FitNet-4: Romero et al. (2014), arXiv 1412.6550. Its authors need a teacher's hints; Mishkin and Matas (2015), arXiv
+  1511.06422, train it directly from orthonormal filters, and that is what is done here, with their dropout.
 
 All of them but ResNet and WRN were published on contrast-normalised and whitened images; here every network sees
 standardised ones.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import ClassVar
@@ -37,41 +36,30 @@ from hcnn.training.recipe import Recipe, published
 
 @dataclass(frozen=True)
 class System:
-    """A compared network: its name, recipe, dropout (at the images, and after pooling or what replaces it), initial
-    filters.
-
-    recipe: what differs from `Recipe()`; rates fall at epochs or thousands of steps, written as shares of the whole.
-    """
+    """A compared network: its name, recipe, dropout (at the images, and after pooling), initial filters."""
 
     name: str
-    recipe: dict = field(hash=False)
+    recipe: Recipe
     dropout: tuple[float, float] = (0.0, 0.0)
     initialisation: str = "he"
 
 
-TENTHS = (1, 0.1, 0.01, 1e-3)
-WRN = dict(epochs=200, batch_size=128, lr=0.1, milestones=(60 / 200, 120 / 200, 160 / 200),
-           multipliers=(1, 0.2, 0.04, 0.008),
-           weight_decay=5e-4, shift=4)
+def _falling(epochs, lr, milestones, weight_decay, shift=4, factor=0.1):
+    """A Recipe of minibatches of 128 whose rate falls by a factor at milestones, shares of all epochs or steps."""
+    multipliers = [factor**i for i in range(len(milestones) + 1)]
+    return Recipe(epochs=epochs, batch_size=128, lr=lr, milestones=milestones, multipliers=multipliers,
+                  weight_decay=weight_decay, shift=shift)
+
+
+WRN = _falling(200, 0.1, (60 / 200, 120 / 200, 160 / 200), 5e-4, factor=0.2)
 SYSTEMS = {
-    "all-cnn": System(
-        "All-CNN", dict(epochs=350, batch_size=128, lr=0.05, milestones=(200 / 350, 250 / 350, 300 / 350),
-                        multipliers=TENTHS,
-                        weight_decay=1e-3, shift=5), dropout=(0.2, 0.5)),
-    "resnet-20": System(
-        "ResNet-20", dict(epochs=164, batch_size=128, lr=0.1, milestones=(32 / 64, 48 / 64), multipliers=TENTHS[:3],
-                          weight_decay=1e-4, shift=4)),
-    "nin": System(
-        "Network in Network", dict(epochs=307, batch_size=128, lr=0.1, milestones=(100 / 120, 110 / 120),
-                                   multipliers=TENTHS[:3],
-                                   weight_decay=1e-4, shift=4), dropout=(0.0, 0.5), initialisation="normal-0.05"),
+    "all-cnn": System("All-CNN", _falling(350, 0.05, (200 / 350, 250 / 350, 300 / 350), 1e-3, shift=5), (0.2, 0.5)),
+    "resnet-20": System("ResNet-20", _falling(164, 0.1, (32 / 64, 48 / 64), 1e-4)),  # thousands of steps
+    "nin": System("Network in Network", _falling(307, 0.1, (100 / 120, 110 / 120), 1e-4), (0.0, 0.5), "normal-0.05"),
     "wrn-16-1": System("WRN-16-1", WRN),
     "wrn-student": System("WRN-16-1 with a teacher", WRN),
     "wrn-40-1": System("WRN-40-1", WRN),
-    "fitnet": System(
-        "FitNet-4", dict(epochs=230, batch_size=128, lr=0.01, milestones=(40 / 90, 60 / 90, 80 / 90),
-                         multipliers=TENTHS,
-                         weight_decay=5e-4, shift=4), dropout=(0.2, 0.2), initialisation="orthonormal"),
+    "fitnet": System("FitNet-4", _falling(230, 0.01, (40 / 90, 60 / 90, 80 / 90), 5e-4), (0.2, 0.2), "orthonormal"),
 }
 
 
@@ -193,4 +181,4 @@ def _(description: Baseline, generator=None):
 def _(description: Baseline, dataset):
     network = Baseline.preset(dataset, description.variant)
     short = published(Architecture.preset(dataset), dataset)["short"][1]
-    return {"published": (network, Recipe(**description.system.recipe)), "short": (network, short)}
+    return {"published": (network, description.system.recipe), "short": (network, short)}

@@ -23,8 +23,8 @@ def attention_distance(student, teacher):
     def attention(x):
         return F.normalize(x.float().square().mean(1).flatten(1))
 
-    return sum((attention(ours) - attention(theirs)).square().mean(1).sum() for ours,
-               theirs in zip(student, teacher, strict=True))
+    pairs = zip(student, teacher, strict=True)
+    return sum((attention(ours) - attention(theirs)).square().mean(1).sum() for ours, theirs in pairs)
 
 
 def teacher_name(dataset):
@@ -32,27 +32,26 @@ def teacher_name(dataset):
     architecture, recipe = published(Baseline.preset(dataset, "wrn-40-1"), dataset)["published"]
     return run_folder.run_name(dict(
         dataset=dataset, substitutes=None, architecture=architecture.as_dict(), recipe=recipe.as_dict(), seed=0,
-                                    split="test",
-        train_size=None, precision="fast"))
+        split="test", train_size=None, precision="fast"))
 
 
 def load_teacher(name, context):
-    """The network that a wrn-student learns from: a finished run of WRN-40-1 on the same images, below the same
-    folder of runs.
+    """The network that a wrn-student learns from: a finished run of WRN-40-1 on the same images, beside the student's.
 
     Raises ValueError naming the teacher where there is none such, FileNotFoundError where its weights are not stored.
     """
     name = name or teacher_name(context.dataset)
     folder = Path(context.root) / name
     if not (folder / run_folder.RUN).is_file():
-        raise ValueError(f"teacher must be the folder name of a finished run of wrn-40-1 beside this one, got {name!r}; "
-                         f"train it with `python -m hcnn train --dataset {context.dataset} --variant wrn-40-1`")
+        raise ValueError(f"teacher must be the folder name of a finished run of wrn-40-1 beside this one, got {name!r};"
+                         f" train it with `python -m hcnn train --dataset {context.dataset} --variant wrn-40-1`")
     run = run_folder.read_run(folder)
-    parameters = run["parameters"]
-    found = parameters["architecture"]["variant"], parameters["dataset"], parameters["split"], run["epochs_done"]
+    asked, done = run["parameters"], run["epochs_done"]
+    found = asked["architecture"]["variant"], asked["dataset"], asked["split"], done
     if found != ("wrn-40-1", context.dataset, context.split, run["epochs"]):
-        raise ValueError(f"teacher must be a finished run of wrn-40-1 on {context.dataset} with split={context.split!r}, got {name!r}: "
-                         f"{found[0]} on {found[1]} with split={found[2]!r}, {found[3]} of {run['epochs']} epochs")
+        raise ValueError(f"teacher must be a finished run of wrn-40-1 on {context.dataset} with split={context.split!r}"
+                         f", got {name!r}: {found[0]} on {found[1]} with split={found[2]!r}, {done} of {run['epochs']} "
+                         "epochs")
     return load(folder).network.to(context.device).eval().requires_grad_(False)
 
 
@@ -63,9 +62,7 @@ def _(description: Baseline, context):
     teacher = load_teacher(description.teacher, context)
 
     def loss(network, x, y):
-        """Class scores, the sum of the images' cross-entropies, and that with BETA times the distance from the
-        teacher.
-        """
+        """Class scores, the sum of the cross-entropies, and that with BETA times the distance from the teacher."""
         ours = network.body.outputs(x)
         with torch.no_grad():
             theirs = teacher.body.outputs(x)
