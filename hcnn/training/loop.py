@@ -22,6 +22,7 @@ from hcnn.training.step import Context, Step, draw, objective, place_seed
 from hcnn.training.stopping import Stopped, stop_on_signals
 
 CHECKPOINT_SECONDS = 120  # between checkpoints inside an epoch
+SETTLING_STEPS = 50  # minibatches that the statistics of averaged weights are measured on
 GPU_CHECK_STEPS = 50  # the GPU is asked for its loss, and the CPU waits, once in so many steps
 
 
@@ -118,6 +119,7 @@ class _Training:
         eager = graphed.why_not(device, precision, world(), architecture.draws, recipe.optimiser)
         self.step = Step(self.network, recipe, loss, data.train_images.to(device), data.train_labels.to(device),
                          self.statistics, self.dtype, eager, log)
+        self.outcome = self.step.average.network if recipe.ema else self.network  # what is tested and stored
         self.steps = -(-len(data.train_labels) // recipe.batch_size)
         self.here = provenance(device, self.dtype, world())
         self.state = dict(parameters=parameters, epoch=0, step=0, totals=[0.0, 0.0], seconds=0.0, train_seconds=0.0,
@@ -131,8 +133,9 @@ class _Training:
         checkpoint = run_folder.read_checkpoint(self.folder, self.parameters)
         if checkpoint is not None:
             tensors, self.state = checkpoint
-            run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors["network"], self.network.state_dict())
-            self.network.load_state_dict(tensors["network"])
+            for part, network in self._networks().items():
+                run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors[part], network.state_dict())
+                network.load_state_dict(tensors[part])
             self.step.optimiser.load(tensors["optimiser"])
             self.log(f"continuing in epoch {self.state['epoch'] + 1} after step {self.state['step']} of {self.steps}")
             self.step.totals.copy_(torch.tensor(self.state["totals"], dtype=torch.float64) / world())
@@ -142,10 +145,14 @@ class _Training:
         if self.state["step"] == 0:
             self.publish()
 
+    def _networks(self):
+        return dict(network=self.network) | (dict(average=self.outcome) if self.recipe.ema else {})
+
     def save(self):
         """Write the checkpoint; every process takes part, because the sums of the epoch are shared out."""
         self.state["totals"] = self._totals()
-        tensors = dict(network=self.network.state_dict(), optimiser=self.step.optimiser.tensors())
+        tensors = {part: network.state_dict() for part, network in self._networks().items()}
+        tensors["optimiser"] = self.step.optimiser.tensors()
         if not all(bool(t.isfinite().all()) for part in tensors.values() for t in part.values()):
             self._diverged("a weight is not finite", self.state["step"])
         if rank() == 0:
@@ -159,7 +166,7 @@ class _Training:
         if rank() != 0:
             return
         done = self.state["epoch"]
-        digest = run_folder.write_weights(self.folder, self.network.state_dict()) if done else None
+        digest = run_folder.write_weights(self.folder, self.outcome.state_dict()) if done else None
         run_folder.write_metrics(self.folder, self.state["rows"])
         run_folder.write_run(self.folder, _summary(self, digest))
         if done == self.recipe.epochs:
@@ -188,6 +195,8 @@ class _Training:
             if state["step"] < self.steps:
                 check = self.stop.check
                 self._descend(begin)
+            if self.step.average:
+                self._settle()
             loss, accuracy = self._evaluate(check)
         except Stopped:
             return False
@@ -207,10 +216,7 @@ class _Training:
         """The steps of an epoch that are left. Raises Stopped."""
         state, recipe, cpu = self.state, self.recipe, self.device.type == "cpu"
         before = state["seconds"], state["train_seconds"]
-        seed, n = self.parameters["seed"], len(self.data.train_labels)
-        flip = recipe.flip and self.data.flip
-        order, shifts, flips = (t.to(self.device) for t in draw(seed, state["epoch"], n, recipe.shift, flip))
-        size = size_at(recipe, state["epoch"])
+        seed, n, minibatch = self.parameters["seed"], len(self.data.train_labels), self._minibatches()
         progress = report.Progress(state["epoch"] + 1, self.steps, state["step"], self.log)
         self.network.train()
         try:
@@ -218,18 +224,19 @@ class _Training:
                 step = state["step"]
                 if self.architecture.draws:
                     torch.manual_seed(place_seed(seed, state["epoch"], step))
-                batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
                 lr = lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps))
                 asking = cpu or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
                 wishes = self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
-                wishes = self.step(order[batch], shifts[batch], flips[batch], size, lr,
-                                   wishes if asking or world() == 1 else ())
+                wishes = self.step(minibatch(step), lr, wishes if asking or world() == 1 else ())
+                if self.step.average:
+                    self.step.average.follow(state["epoch"] * self.steps + step)
                 if asking and not bool(self.step.totals[0].isfinite()):
                     self._diverged("the loss is not finite", step + 1)
                 state["step"] = step + 1
                 passed = time.monotonic() - begin
                 state["seconds"], state["train_seconds"] = (seconds + passed for seconds in before)
-                progress.step(step + 1, self.step.totals / min(batch.stop, n) * world() if asking else None)
+                seen = min((step + 1) * recipe.batch_size, n)
+                progress.step(step + 1, self.step.totals / seen * world() if asking else None)
                 stopping, saving = wishes or (False, False)
                 if stopping:
                     raise Stopped
@@ -237,6 +244,21 @@ class _Training:
                     self.save()
         finally:
             progress.close()
+
+    def _minibatches(self):
+        """A function: step of this epoch -> which images it takes, their shifts and flips, and the size they get."""
+        recipe, epoch = self.recipe, self.state["epoch"]
+        drawn = draw(self.parameters["seed"], epoch, len(self.data.train_labels), recipe.shift,
+                     recipe.flip and self.data.flip)
+        parts = [t.to(self.device).split(recipe.batch_size) for t in drawn]
+        return lambda step: (*(part[step] for part in parts), size_at(recipe, epoch))
+
+    def _settle(self):
+        """Give the averaged weights statistics of their own, on the first images of this epoch."""
+        minibatch, epoch = self._minibatches(), self.state["epoch"]
+        torch.manual_seed(place_seed(self.parameters["seed"], epoch, self.steps))  # for dropout
+        with self.step.autocast():
+            self.step.average.settle(self.step.inputs(*minibatch(i)) for i in range(min(self.steps, SETTLING_STEPS)))
 
     def _totals(self):
         """Sum of the losses and number of right classes of the epoch, over all processes."""
@@ -254,9 +276,8 @@ class _Training:
         check = check if world() == 1 else lambda: None  # one process alone must not leave
         last = epoch + 1 == self.recipe.epochs
         batch_size = 500 if self.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
-        low = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-        with (tf32(False) if last else low):
-            totals = evaluation_sums(self.network, images[mine], labels[mine], *self.statistics, batch_size, check,
+        with tf32(False) if last else self.step.autocast():
+            totals = evaluation_sums(self.outcome, images[mine], labels[mine], *self.statistics, batch_size, check,
                                      size_at(self.recipe, epoch))
         if world() > 1:
             dist.all_reduce(totals)

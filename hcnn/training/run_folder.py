@@ -222,7 +222,7 @@ def read_checkpoint(folder, parameters):
                              f"it, "
                              "or delete the folder to start again")
         return None
-    parts = {"network": {}, "optimiser": {}}
+    parts = dict(network={}, average={}, optimiser={})
     try:
         with safe_open(path, framework="pt") as file:
             text, expected = file.metadata()["state"], file.metadata()["sha256"]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hcnn.data.augment import augment, shrink
 from hcnn.device import rank, world
 from hcnn.training import graphed
+from hcnn.training.average import Average
 from hcnn.training.optimisers import Optimiser
 
 
@@ -58,7 +59,7 @@ def draw(seed, epoch, n, shift, flip):
 
 
 class Step:
-    """Takes the steps of a training: `step(chosen, shifts, flips, size, lr)` moves the network by one minibatch.
+    """Takes the steps of a training: `step((chosen, shifts, flips, size), lr)` moves the network by one minibatch.
 
     totals: sum of the losses and number of right classes since they were set to zero, float64 on the device. images,
     labels: all of the training set, on the device, where the statistics (mean, std) are too.
@@ -69,10 +70,12 @@ class Step:
         self.images, self.labels, self.statistics = images, labels, statistics
         self.optimiser = Optimiser(network, recipe, on_device=eager is None)
         self.totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+        self.average = Average(network, recipe.ema) if recipe.ema else None
         self.eager, self.graphs = eager, {}  # why steps are launched kernel by kernel; a graph for each size of images
 
-    def __call__(self, chosen, shifts, flips, size, lr, wishes=()):
+    def __call__(self, minibatch, lr, wishes=()):
         """One step. wishes: whether this process wants something, such as to stop; returns whether any process does."""
+        chosen, shifts, flips, size = minibatch
         n, processes = len(chosen), world()
         self.optimiser.set_lr(lr)
         if self.eager is None and n == self.recipe.batch_size:
@@ -91,9 +94,8 @@ class Step:
 
     def gradient(self, chosen, shifts, flips, size, n, weight=1):
         """The gradient for some images of a minibatch of n, and their part of the totals."""
-        x, y = augment(self.images[chosen], shifts, flips, *self.statistics), self.labels[chosen]
-        x = x if size is None else shrink(x, size)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        x, y = self.inputs(chosen, shifts, flips, size), self.labels[chosen]
+        with self.autocast():
             logits, loss, minimised = self.loss(self.network, x, y)
         smoothing = self.recipe.label_smoothing
         if smoothing:  # the share of the loss that all classes have alike
@@ -102,6 +104,15 @@ class Step:
         self.network.zero_grad()
         (minimised * weight / n).backward()
         self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight
+
+    def inputs(self, chosen, shifts, flips, size):
+        """The images of a minibatch as the network sees them."""
+        x = augment(self.images[chosen], shifts, flips, *self.statistics)
+        return x if size is None else shrink(x, size)
+
+    def autocast(self):
+        """The precision of the training, for a while."""
+        return torch.autocast(self.images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _whole(self, size, chosen, shifts, flips):
         self.gradient(chosen, shifts, flips, size, self.recipe.batch_size)
