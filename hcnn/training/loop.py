@@ -15,14 +15,14 @@ from hcnn import paths
 from hcnn.data.datasets import Dataset, split_dataset
 from hcnn.device import PRECISIONS, autocast_dtype, choose_device, numerics, provenance, rank, tf32, world
 from hcnn.network import build
+from hcnn.settings import is_integer
 from hcnn.training import graphed, report, run_folder
 from hcnn.training.evaluation import evaluation_sums
-from hcnn.training.recipe import Recipe, lr_at, preset_of, size_at
-from hcnn.training.step import Context, Step, draw, objective, place_seed
+from hcnn.training.recipe import Recipe, lr_at, size_at
+from hcnn.training.step import Context, Step, objective, place_seed
 from hcnn.training.stopping import Stopped, stop_on_signals
 
 CHECKPOINT_SECONDS = 120  # between checkpoints inside an epoch
-SETTLING_STEPS = 50  # minibatches that the statistics of averaged weights are measured on
 GPU_CHECK_STEPS = 50  # the GPU is asked for its loss, and the CPU waits, once in so many steps
 
 
@@ -79,15 +79,13 @@ def _check(architecture, recipe, data, seed, precision, max_seconds):
         if not holds:
             raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
-    require("seed", isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63,
-            "an integer of at least 0", seed)
+    require("seed", is_integer(seed, 0) and seed < 2**63, "an integer of at least 0", seed)
     require("precision", precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}", precision)
     require("max_seconds", max_seconds is None or isinstance(max_seconds, (int, float)) and max_seconds > 0,
             "a positive number or none", max_seconds)
     if architecture.one_process and world() > 1:
         raise ValueError(f"{architecture.variant} must be trained in one process, got {world()}: its normalisations "
-                         f"are "
-                         "not shared")
+                         "are not shared")
     shape = tuple(data.train_images.shape[1:])
     for name, value, found in (("num_classes", architecture.num_classes, len(data.classes)),
                                ("image_size", architecture.image_size, shape[1:]),
@@ -99,13 +97,15 @@ def _check(architecture, recipe, data, seed, precision, max_seconds):
         if len(labels) == 0:
             raise ValueError(f"{data.name} must have {name} images, got none; choose another split or train_size")
         if labels.min() < 0 or labels.max() >= len(data.classes):
-            raise ValueError(f"{name} labels of {data.name} must be 0 to {len(data.classes) - 1}, got {labels.min()} "
-                             f"to "
-                             f"{labels.max()}")
+            raise ValueError(f"{name} labels of {data.name} must be 0 to {len(data.classes) - 1}, "
+                             f"got {labels.min()} to {labels.max()}")
 
 
 class _Training:
-    """One run in progress: its network and step, and `state`, the part of the checkpoint that is not tensors."""
+    """One run in progress: its network and step, and `state`, the part of the checkpoint that is not tensors.
+
+    outcome: the network that is tested and stored: the one in training, or the average of its weights.
+    """
 
     def __init__(self, architecture, recipe, data, parameters, folder, device, loss, log, stop):
         self.architecture, self.recipe, self.data, self.parameters = architecture, recipe, data, parameters
@@ -114,12 +114,13 @@ class _Training:
         self.dtype = autocast_dtype(precision, device)
         self.network = build(architecture, torch.Generator().manual_seed(parameters["seed"])).to(device)
         self.mean, self.std = recipe.mean or data.mean, recipe.std or data.std
-        self.statistics = [torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std)]
+        statistics = [torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std)]
         self.test = data.test_images.to(device), data.test_labels.to(device)
         eager = graphed.why_not(device, precision, world(), architecture.draws, recipe.optimiser)
         self.step = Step(self.network, recipe, loss, data.train_images.to(device), data.train_labels.to(device),
-                         self.statistics, self.dtype, eager, log)
-        self.outcome = self.step.average.network if recipe.ema else self.network  # what is tested and stored
+                         statistics, self.dtype, eager, log)
+        self.outcome = self.step.average.network if recipe.ema else self.network
+        self.networks = dict(network=self.network) | (dict(average=self.outcome) if recipe.ema else {})
         self.steps = -(-len(data.train_labels) // recipe.batch_size)
         self.here = provenance(device, self.dtype, world())
         self.state = dict(parameters=parameters, epoch=0, step=0, totals=[0.0, 0.0], seconds=0.0, train_seconds=0.0,
@@ -133,7 +134,7 @@ class _Training:
         checkpoint = run_folder.read_checkpoint(self.folder, self.parameters)
         if checkpoint is not None:
             tensors, self.state = checkpoint
-            for part, network in self._networks().items():
+            for part, network in self.networks.items():
                 run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors[part], network.state_dict())
                 network.load_state_dict(tensors[part])
             self.step.optimiser.load(tensors["optimiser"])
@@ -145,59 +146,53 @@ class _Training:
         if self.state["step"] == 0:
             self.publish()
 
-    def _networks(self):
-        return dict(network=self.network) | (dict(average=self.outcome) if self.recipe.ema else {})
-
     def save(self):
         """Write the checkpoint; every process takes part, because the sums of the epoch are shared out."""
         self.state["totals"] = self._totals()
-        tensors = {part: network.state_dict() for part, network in self._networks().items()}
+        tensors = {part: network.state_dict() for part, network in self.networks.items()}
         tensors["optimiser"] = self.step.optimiser.tensors()
         if not all(bool(t.isfinite().all()) for part in tensors.values() for t in part.values()):
-            self._diverged("a weight is not finite", self.state["step"])
+            raise _diverged(self, "a weight is not finite", self.state["step"])
         if rank() == 0:
             run_folder.write_checkpoint(self.folder, tensors, self.state)
         self.saved = time.monotonic()
 
     def publish(self):
-        """Write weights, metrics and run.json as of the last whole epoch; a finished run needs no checkpoint any
-        more.
-        """
+        """Write weights, metrics and run.json as of the last whole epoch; a finished run needs no checkpoint more."""
         if rank() != 0:
             return
         done = self.state["epoch"]
         digest = run_folder.write_weights(self.folder, self.outcome.state_dict()) if done else None
         run_folder.write_metrics(self.folder, self.state["rows"])
-        run_folder.write_run(self.folder, _summary(self, digest))
+        run_folder.write_run(self.folder, report.summary(self, digest))
         if done == self.recipe.epochs:
             run_folder.delete_checkpoint(self.folder)
 
     def run(self):
         """Train until the last epoch is done or the run is to stop."""
-        self.saved = time.monotonic()
-        while self.state["epoch"] < self.recipe.epochs:
+        state, epochs, self.saved = self.state, self.recipe.epochs, time.monotonic()
+        while state["epoch"] < epochs:
             if not self._epoch():
                 self.save()
-                self.log(f"stopped ({self.stop.reason() or 'by another process'}) at epoch {self.state['epoch'] + 1} "
-                         f"of "
-                         f"{self.recipe.epochs}, step {self.state['step']} of {self.steps}; the same command continues")
+                self.log(f"stopped ({self.stop.reason() or 'by another process'}) at epoch {state['epoch'] + 1} of "
+                         f"{epochs}, step {state['step']} of {self.steps}; the same command continues")
                 return
             self.save()
             self.publish()
-        self.log(f"done: {self.folder.name}, test accuracy {self.state['rows'][-1]['test_accuracy']:.2%}")
+        self.log(f"done: {self.folder.name}, test accuracy {state['rows'][-1]['test_accuracy']:.2%}")
 
     def _epoch(self):
         """One epoch from where it stands, evaluation included; False when it was broken off."""
         state, begin, before = self.state, time.monotonic(), self.state["seconds"]
+        minibatch = self.step.minibatches(self.parameters["seed"], state["epoch"], self.data.flip)
         # a call that begins with an evaluation ends it: every call gets on, however short
         check = self.stop.check_signal
         try:
             if state["step"] < self.steps:
                 check = self.stop.check
-                self._descend(begin)
-            if self.step.average:
-                self._settle()
-            loss, accuracy = self._evaluate(check)
+                self._descend(minibatch, begin)
+            self.step.settle(minibatch, self.parameters["seed"], state["epoch"])
+            loss, accuracy = _tested(self, check)
         except Stopped:
             return False
         finally:
@@ -212,26 +207,23 @@ class _Training:
         state.update(epoch=epoch, step=0, seconds=0.0)
         return True
 
-    def _descend(self, begin):
+    def _descend(self, minibatch, begin):
         """The steps of an epoch that are left. Raises Stopped."""
         state, recipe, cpu = self.state, self.recipe, self.device.type == "cpu"
-        before = state["seconds"], state["train_seconds"]
-        seed, n, minibatch = self.parameters["seed"], len(self.data.train_labels), self._minibatches()
+        before, n = (state["seconds"], state["train_seconds"]), len(self.data.train_labels)
         progress = report.Progress(state["epoch"] + 1, self.steps, state["step"], self.log)
         self.network.train()
         try:
             while state["step"] < self.steps:
-                step = state["step"]
+                step, past = state["step"], state["epoch"] * self.steps + state["step"]
                 if self.architecture.draws:
-                    torch.manual_seed(place_seed(seed, state["epoch"], step))
-                lr = lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps))
+                    torch.manual_seed(place_seed(self.parameters["seed"], state["epoch"], step))
+                lr = lr_at(recipe, past / (recipe.epochs * self.steps))
                 asking = cpu or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
                 wishes = self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
-                wishes = self.step(minibatch(step), lr, wishes if asking or world() == 1 else ())
-                if self.step.average:
-                    self.step.average.follow(state["epoch"] * self.steps + step)
+                wishes = self.step(minibatch(step), lr, past, wishes if asking or world() == 1 else ())
                 if asking and not bool(self.step.totals[0].isfinite()):
-                    self._diverged("the loss is not finite", step + 1)
+                    raise _diverged(self, "the loss is not finite", step + 1)
                 state["step"] = step + 1
                 passed = time.monotonic() - begin
                 state["seconds"], state["train_seconds"] = (seconds + passed for seconds in before)
@@ -245,21 +237,6 @@ class _Training:
         finally:
             progress.close()
 
-    def _minibatches(self):
-        """A function: step of this epoch -> which images it takes, their shifts and flips, and the size they get."""
-        recipe, epoch = self.recipe, self.state["epoch"]
-        drawn = draw(self.parameters["seed"], epoch, len(self.data.train_labels), recipe.shift,
-                     recipe.flip and self.data.flip)
-        parts = [t.to(self.device).split(recipe.batch_size) for t in drawn]
-        return lambda step: (*(part[step] for part in parts), size_at(recipe, epoch))
-
-    def _settle(self):
-        """Give the averaged weights statistics of their own, on the first images of this epoch."""
-        minibatch, epoch = self._minibatches(), self.state["epoch"]
-        torch.manual_seed(place_seed(self.parameters["seed"], epoch, self.steps))  # for dropout
-        with self.step.autocast():
-            self.step.average.settle(self.step.inputs(*minibatch(i)) for i in range(min(self.steps, SETTLING_STEPS)))
-
     def _totals(self):
         """Sum of the losses and number of right classes of the epoch, over all processes."""
         totals = self.step.totals.clone()
@@ -267,46 +244,32 @@ class _Training:
             dist.all_reduce(totals)
         return totals.tolist()
 
-    def _evaluate(self, check):
-        """(loss, accuracy) on the test images, in float32 after the last epoch, before that in the precision of the
-        training, which takes a fraction of the time; every process takes its share.
-        """
-        images, labels = self.test
-        mine, epoch = slice(rank(), None, world()), self.state["epoch"]
-        check = check if world() == 1 else lambda: None  # one process alone must not leave
-        last = epoch + 1 == self.recipe.epochs
-        batch_size = 500 if self.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
-        with tf32(False) if last else self.step.autocast():
-            totals = evaluation_sums(self.outcome, images[mine], labels[mine], *self.statistics, batch_size, check,
-                                     size_at(self.recipe, epoch))
-        if world() > 1:
-            dist.all_reduce(totals)
-        if not totals.isfinite().all():
-            self._diverged("the loss on the test images is not finite", self.steps)
-        return (totals / len(labels)).tolist()
 
-    def _diverged(self, what, step):
-        where = f"step {step}"
-        if self.device.type != "cpu":
-            where = f"a step between {max(1, step - GPU_CHECK_STEPS)} and {step}"
-        raise FloatingPointError(
-            f"{what} at epoch {self.state['epoch'] + 1}, {where} of {self.steps}; lower lr ({self.recipe.lr:g}) or use "
-            f"precision='strict'. Nothing is lost: the folder {self.folder} stays as it was at the last checkpoint")
+def _tested(training, check):
+    """(loss, accuracy) on the test images, in float32 after the last epoch, before that in the precision of the
+    training, which takes a fraction of the time; every process takes its share.
+    """
+    images, labels = training.test
+    mine, step, epoch = slice(rank(), None, world()), training.step, training.state["epoch"]
+    check = check if world() == 1 else lambda: None  # one process alone must not leave
+    last = epoch + 1 == training.recipe.epochs
+    batch_size = 500 if training.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
+    with tf32(False) if last else step.autocast():
+        totals = evaluation_sums(training.outcome, images[mine], labels[mine], *step.statistics, batch_size, check,
+                                 size_at(training.recipe, epoch))
+    if world() > 1:
+        dist.all_reduce(totals)
+    if not totals.isfinite().all():
+        raise _diverged(training, "the loss on the test images is not finite", training.steps)
+    return (totals / len(labels)).tolist()
 
 
-def _summary(training, weights_sha256):
-    """The content of run.json."""
-    state, data, rows, parameters = training.state, training.data, training.state["rows"], training.parameters
-    preset, overrides = preset_of(training.architecture, training.recipe, data.name)
-    images = len(data.train_labels) * state["epoch"]
-    return dict(
-        name=training.folder.name, parameters=parameters, preset=preset, overrides=overrides,
-        epochs=training.recipe.epochs, epochs_done=state["epoch"],
-        test_accuracy=rows[-1]["test_accuracy"] if rows else None, test_loss=rows[-1]["test_loss"] if rows else None,
-        tested_on="test images" if parameters["split"] == "test" else "held-out training images",
-        train_images=len(data.train_labels), test_images=len(data.test_labels), substitutes=data.substitutes,
-        data_checksum=data.checksum, classes=list(data.classes), mean=list(training.mean), std=list(training.std),
-        counts=training.architecture.count(), seconds=round(sum(row["seconds"] for row in rows), 3),
-        images_per_second=round(images / state["train_seconds"], 2) if rows else None,
-        **state["provenance"][-1], earlier=state["provenance"][:-1], weights_sha256=weights_sha256,
-    )
+def _diverged(training, what, step):
+    """The error that says where a training broke, and what helps."""
+    where = f"step {step}"
+    if training.device.type != "cpu":
+        where = f"a step between {max(1, step - GPU_CHECK_STEPS)} and {step}"
+    return FloatingPointError(
+        f"{what} at epoch {training.state['epoch'] + 1}, {where} of {training.steps}; lower lr "
+        f"({training.recipe.lr:g}) or use precision='strict'. Nothing is lost: the folder {training.folder} stays as "
+        "it was at the last checkpoint")

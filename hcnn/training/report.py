@@ -1,4 +1,4 @@
-"""What a training says while it runs: its first line, a line an epoch, progress inside one."""
+"""What a training says: its first line, a line an epoch, progress inside one; and the content of run.json."""
 
 import sys
 import time
@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from hcnn.operators import fused
+from hcnn.training.recipe import preset_of
 
 LINE_SECONDS = 60  # between lines inside an epoch, where no terminal shows progress
 
@@ -16,10 +17,9 @@ def announcement(architecture, data, here):
     name = data.name if data.substitutes is None else f"{data.name} in place of {data.substitutes}"
     size = "".join(f" {letter}={getattr(a, letter)}" for letter in "KQJ" if hasattr(a, letter))
     processes = f", {here['processes']} processes" if here["processes"] > 1 else ""
-    return (f"{name} ({len(data.train_labels):,} images)  {a.name}{size} {a.padding_mode}  {counts['filters']:,} "
-            f"filter "
-            f"weights, {counts['trained']:,} trained  {here['device']}, {here['threads']} threads, "
-            f"{here['dtype']}{processes}")
+    return (f"{name} ({len(data.train_labels):,} images)  {a.name}{size} {a.padding_mode}  "
+            f"{counts['filters']:,} filter weights, {counts['trained']:,} trained  "
+            f"{here['device']}, {here['threads']} threads, {here['dtype']}{processes}")
 
 
 def gpu_line(architecture, device, dtype, eager):
@@ -59,3 +59,21 @@ class Progress:
 
     def close(self):
         self.bar.close()
+
+
+def summary(training, weights_sha256):
+    """The content of run.json."""
+    state, data, rows, parameters = training.state, training.data, training.state["rows"], training.parameters
+    preset, overrides = preset_of(training.architecture, training.recipe, data.name)
+    images = len(data.train_labels) * state["epoch"]
+    return dict(
+        name=training.folder.name, parameters=parameters, preset=preset, overrides=overrides,
+        epochs=training.recipe.epochs, epochs_done=state["epoch"],
+        test_accuracy=rows[-1]["test_accuracy"] if rows else None, test_loss=rows[-1]["test_loss"] if rows else None,
+        tested_on="test images" if parameters["split"] == "test" else "held-out training images",
+        train_images=len(data.train_labels), test_images=len(data.test_labels), substitutes=data.substitutes,
+        data_checksum=data.checksum, classes=list(data.classes), mean=list(training.mean), std=list(training.std),
+        counts=training.architecture.count(), seconds=round(sum(row["seconds"] for row in rows), 3),
+        images_per_second=round(images / state["train_seconds"], 2) if rows else None,
+        **state["provenance"][-1], earlier=state["provenance"][:-1], weights_sha256=weights_sha256,
+    )

@@ -1,6 +1,4 @@
-"""One minibatch: images as the recipe wants them, the loss, its gradient, the step; launched, as a CUDA graph, or
-shared out.
-"""
+"""One minibatch: its images, the loss, the gradient, the step; kernel by kernel, as a CUDA graph, or shared out."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,6 +14,9 @@ from hcnn.device import rank, world
 from hcnn.training import graphed
 from hcnn.training.average import Average
 from hcnn.training.optimisers import Optimiser
+from hcnn.training.recipe import size_at
+
+SETTLING_STEPS = 50  # minibatches that the statistics of averaged weights are measured on
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def draw(seed, epoch, n, shift, flip):
 
 
 class Step:
-    """Takes the steps of a training: `step((chosen, shifts, flips, size), lr)` moves the network by one minibatch.
+    """Takes the steps of a training: `step(minibatch, lr, past)` moves the network by one minibatch.
 
     totals: sum of the losses and number of right classes since they were set to zero, float64 on the device. images,
     labels: all of the training set, on the device, where the statistics (mean, std) are too.
@@ -73,11 +74,26 @@ class Step:
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.eager, self.graphs = eager, {}  # why steps are launched kernel by kernel; a graph for each size of images
 
-    def __call__(self, minibatch, lr, wishes=()):
-        """One step. wishes: whether this process wants something, such as to stop; returns whether any process does."""
-        chosen, shifts, flips, size = minibatch
-        n, processes = len(chosen), world()
+    def minibatches(self, seed, epoch, flip):
+        """A function: step of an epoch -> which images it takes, their shifts and flips, and the size they get."""
+        drawn = draw(seed, epoch, len(self.labels), self.recipe.shift, self.recipe.flip and flip)
+        parts = [t.to(self.labels.device).split(self.recipe.batch_size) for t in drawn]
+        size = size_at(self.recipe, epoch)
+        return lambda step: (*(part[step] for part in parts), size)
+
+    def __call__(self, minibatch, lr, past, wishes=()):
+        """One step after so many past ones.
+
+        wishes: whether this process wants something, such as to stop; returns whether any process does.
+        """
         self.optimiser.set_lr(lr)
+        wishes = self._move(*minibatch, wishes)
+        if self.average:
+            self.average.follow(past)
+        return wishes
+
+    def _move(self, chosen, shifts, flips, size, wishes):
+        n, processes = len(chosen), world()
         if self.eager is None and n == self.recipe.batch_size:
             if size not in self.graphs:  # the graph of the size before is not needed again
                 self.graphs = {size: graphed.GraphedStep([*self.network.parameters(), *self.network.buffers()],
@@ -104,6 +120,15 @@ class Step:
         self.network.zero_grad()
         (minimised * weight / n).backward()
         self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight
+
+    def settle(self, minibatch, seed, epoch):
+        """Give averaged weights, where there are, statistics of their own, on the first images of an epoch."""
+        if self.average is None:
+            return
+        steps = -(-len(self.labels) // self.recipe.batch_size)
+        torch.manual_seed(place_seed(seed, epoch, steps))  # for dropout
+        with self.autocast():
+            self.average.settle(self.inputs(*minibatch(i)) for i in range(min(steps, SETTLING_STEPS)))
 
     def inputs(self, chosen, shifts, flips, size):
         """The images of a minibatch as the network sees them."""
