@@ -6,21 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import joblib
 import pytest
-import torch
 
 from hcnn.companion import parallel
-from hcnn.companion.experiments import command_line, experiment
+from hcnn.companion.experiments import command_line
 from hcnn.companion.results.runs import load_runs
-from hcnn.data.datasets import load_dataset
 from hcnn.training import run_folder
-from hcnn.training.loop import train
-
-TINY = dict(dataset="digits", variant="hcnn", K=4, J=4, subsampled=[2, 3], epochs=10, lr=0.05, train_size=150)
 
 
 def python(code, *arguments):
@@ -89,76 +83,36 @@ def test_number_of_workers_is_checked(workers):
 # Trainings
 
 
-def jobs(folder, *some):
+def jobs(folder, epochs, *some):
     """{Q=...: the command that trains it}."""
-    return {f"Q={Q}": command_line(TINY | dict(Q=Q, device="cpu", threads=1, out=str(folder))) for Q in some}
-
-
-def weights(folder):
-    """{Q: sha256 of the weights} of the finished runs in a folder."""
-    return {run.Q: run.info["weights_sha256"] for run in load_runs(folder, log=pytest.fail) if run.complete}
-
-
-def wait_for(folder):
-    """The first checkpoint of a training in a folder."""
-    end = time.monotonic() + 120
-    while not (found := list(folder.glob(f"*/{run_folder.CHECKPOINT}"))):
-        assert time.monotonic() < end, "there was no checkpoint"
-        time.sleep(0.005)
-    return found[0]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Weights of the same trainings, one after the other in this process."""
-    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)  # as theirs: another number of threads adds in another order
-    try:
-        for Q in (2, 3):
-            training = experiment(**TINY, Q=Q)
-            train(training.architecture, training.recipe, load_dataset("digits"), train_size=150, device="cpu",
-                  out=folder,
-                  log=lambda line: None)
-    finally:
-        torch.set_num_threads(threads)
-    return weights(folder)
-
-
-def test_trainings_side_by_side_equal_the_same_one_after_the_other_bit_for_bit(tmp_path, alone):
-    outcomes, _ = run(jobs(tmp_path, 2, 0, 3), workers=2)
-    assert outcomes.pop("Q=0").startswith("exit status 2: error: Q must be an integer of at least 1")
-    assert set(outcomes.values()) == {None} and weights(tmp_path) == alone and len(alone) == 2
-
-
-def test_a_killed_training_stops_no_other_and_is_continued_to_the_same_weights(tmp_path, alone):
-    def kill():
-        """kill -9 the training of Q = 2 after its first checkpoint."""
-        found = wait_for(tmp_path)
-        os.kill(int((found.parent / ".lock").read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcomes, _ = run(jobs(tmp_path, 2) | {"other": python("print('done')")}, workers=1)
-    killer.join()
-    assert outcomes == {"Q=2": "ended by SIGKILL", "other": None} and weights(tmp_path) == {}
-    assert run(jobs(tmp_path, 2))[0] == {"Q=2": None} and weights(tmp_path) == {2: alone[2]}
+    training = dict(dataset="digits", variant="hcnn", K=4, J=4, subsampled=[2, 3], epochs=epochs, train_size=150)
+    return {f"Q={Q}": command_line(training | dict(Q=Q, device="cpu", out=str(folder))) for Q in some}
 
 
 SCRIPT = "import sys; from hcnn.companion.parallel import *\nsys.exit(report(run_all({commands!r}, workers=1)))"
 
 
-def test_a_signal_leaves_a_checkpoint_starts_nothing_more_and_the_same_command_continues(tmp_path, alone):
-    process = subprocess.Popen(python(SCRIPT.format(commands=jobs(tmp_path, 2, 3))), stdout=subprocess.PIPE, text=True,
+def test_trainings_side_by_side_are_all_there_and_a_refused_one_says_why(tmp_path):
+    outcomes, _ = run(jobs(tmp_path, 1, 2, 0, 3), workers=2)
+    assert outcomes.pop("Q=0").startswith("exit status 2: error: Q must be an integer of at least 1")
+    assert set(outcomes.values()) == {None}
+    assert {run.Q for run in load_runs(tmp_path, log=pytest.fail) if run.complete} == {2, 3}
+
+
+def test_a_signal_leaves_a_checkpoint_and_starts_nothing_more(tmp_path):
+    commands, end = jobs(tmp_path, 1000, 2, 3), time.monotonic() + 120
+    process = subprocess.Popen(python(SCRIPT.format(commands=commands)), stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
-    wait_for(tmp_path)
+    while not list(tmp_path.glob(f"*/{run_folder.CHECKPOINT}")):
+        assert time.monotonic() < end, "there was no checkpoint"
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # as `timeout` does
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "NOT COMPLETE  Q=3: not started" in said
     assert "NOT COMPLETE  Q=2: stopped before it was done" in said
-    (stopped,) = tmp_path.glob("*/")
-    assert (stopped / run_folder.CHECKPOINT).exists() and weights(tmp_path) == {}
-    assert run(jobs(tmp_path, 2))[0] == {"Q=2": None} and weights(tmp_path) == {2: alone[2]}
+    (stopped,) = load_runs(tmp_path, log=pytest.fail)
+    assert not stopped.complete and (stopped.folder / run_folder.CHECKPOINT).exists()
 
 
 def test_ctrl_c_is_handed_on_once_and_once_more_kills():
