@@ -30,8 +30,8 @@ def choose_device(name="auto"):
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device must be one of this machine, got {str(name)!r}; it has {torch.cuda.device_count()} "
-                         f"CUDA devices")
+        raise ValueError(f"device must be one of this machine, got {str(name)!r}; it has "
+                         f"{torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -75,9 +75,7 @@ def numerics(precision, device):
 
 @contextmanager
 def tf32(allowed):
-    """Whether float32 products and convolutions may run in TF32 on a GPU, which is PyTorch's default for
-    convolutions.
-    """
+    """Whether float32 products and convolutions may run in TF32 on a GPU, PyTorch's default for convolutions."""
     kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -103,7 +101,7 @@ def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -1,6 +1,4 @@
-"""What is done to images before the network sees them: standardisation, shifts and flips, smaller sizes; for whole
-minibatches.
-"""
+"""What is done to whole minibatches before the network sees them: standardisation, shifts, flips, smaller sizes."""
 
 from functools import cache
 
@@ -43,7 +41,6 @@ def augment(images, shifts, flips, mean, std):
     columns = torch.arange(width, device=images.device)
     columns = torch.where(flips[:, None], columns.flip(0), columns) - shifts[:, 1:]  # source of every column (n, W)
     rows = torch.arange(height, device=images.device) - shifts[:, :1]  # (n, H)
-    # (n, H, W)
     outside = ((rows < 0) | (rows >= height))[:, :, None] | ((columns < 0) | (columns >= width))[:, None, :]
     image = torch.arange(n, device=images.device).view(n, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, channels, 1, 1)

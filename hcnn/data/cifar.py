@@ -26,9 +26,7 @@ STALL_SECONDS = 30  # without a byte, while downloading
 
 @dataclass(frozen=True)
 class Source:
-    """Files of a CIFAR data set and what they must hold: md5 where only the published file is right, else the
-    content.
-    """
+    """Files of a CIFAR data set and what they hold: md5 where only the published file is right, else the content."""
 
     folder: str
     url: str
@@ -99,9 +97,7 @@ def read_files(name, root):
 
 
 def download_files(name, root, allowed=True):
-    """Put the files of a CIFAR data set into root, whole or not at all; FileNotFoundError saying what to do
-    otherwise.
-    """
+    """Put the files of a CIFAR data set into root, whole or not at all, else FileNotFoundError says what to do."""
     source = SOURCES[name]
     try:
         if not allowed or os.environ.get("HCNN_OFFLINE", "0") not in ("", "0"):
@@ -175,9 +171,7 @@ def _md5(file):
 
 
 def _read(path, expected):
-    """The dict in one file, its keys and strings as bytes (Python 2 wrote it); expected: "md5 ..." or "content
-    checksum ...".
-    """
+    """The dict in one file, its strings as bytes (Python 2 wrote it); expected: "md5 ..." or "content checksum ..."."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (expected {expected}); {MEND}")
     with open(path, "rb") as file:

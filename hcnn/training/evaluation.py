@@ -22,9 +22,7 @@ def evaluate(network, images, labels, mean, std, batch_size=100, size=None):
 
 @torch.no_grad()
 def evaluation_sums(network, images, labels, mean, std, batch_size=100, check=lambda: None, size=None):
-    """Sum of the losses and number of right classes, float64 on the device. `check` is called before every batch and
-    may raise.
-    """
+    """Sum of the losses and number of right classes, float64 on the device. `check` may raise before every batch."""
     training, sums = network.training, torch.zeros(2, dtype=torch.float64, device=images.device)
     network.eval()
     try:

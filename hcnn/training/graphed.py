@@ -15,9 +15,7 @@ WARM_UP = 3  # steps before the capture: they choose algorithms, compile kernels
 
 
 def why_not(device, precision, processes, draws, optimiser="sgd"):
-    """None, or the reason why steps are launched one kernel at a time. draws: whether the network draws random
-    numbers.
-    """
+    """None, or the reason why steps are launched one kernel at a time. draws: the network draws random numbers."""
     if device.type != "cuda":
         return "the device is the CPU"
     if precision == "strict":  # a resumed run captures anew, and nobody has shown yet that it computes the same bits
@@ -63,9 +61,8 @@ class GraphedStep:
             self.replay = _captured(lambda: step(*self.inputs), self.stream)
         except RuntimeError as error:  # of CUDA: what may not be captured, or memory; nothing was computed
             cause = error.__context__ or error  # the end of a capture fails after what has spoilt it
-            self.log(f"no CUDA graph, steps go on kernel by kernel: {str(cause).partition(chr(10))[0]}. If memory runs "
-                     f"out, start "
-                     "again with HCNN_WITHOUT=graph: what the capture had taken is not given back")
+            self.log(f"no CUDA graph, steps go on kernel by kernel: {str(cause).splitlines()[0]}. If memory runs out, "
+                     "start again with HCNN_WITHOUT=graph: what the capture had taken is not given back")
 
 
 def _new_stream():

@@ -68,6 +68,8 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
             training = _Training(architecture, recipe, data, parameters, folder, device, loss, log, stop)
             training.restore()
             training.run()
+            if world() > 1:
+                dist.barrier()  # whoever returns may read what rank 0 has written
         except torch.OutOfMemoryError as error:
             raise MemoryError("the GPU is out of memory; lower batch_size, K or Q, or use precision='fast'. The last "
                               f"checkpoint in {folder} is kept") from error

@@ -1,6 +1,4 @@
-"""The optimisers of a Recipe, under one roof: what moves the filters, on which weight decay acts, and what moves the
-rest.
-"""
+"""The optimisers of a Recipe under one roof: what moves the filters, on which weight decay acts, and the rest."""
 
 import torch
 

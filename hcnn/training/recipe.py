@@ -1,6 +1,4 @@
-"""The training recipes as data: what the paper and the authors' released code do, one for a CPU, and the rate at any
-moment.
-"""
+"""The training recipes as data: that of the paper, of the authors' released code, and one for a CPU."""
 
 from dataclasses import dataclass
 from functools import singledispatch
@@ -114,8 +112,7 @@ PRESETS = {
     # Chosen on held-out training images of CIFAR-10; `notebooks/tried_short.csv` has what was tried.
     "short": dict(
         epochs=40, batch_size=64, optimiser="muon", lr=0.04, lr_rest=0.015, momentum=0.95, schedule="linear",
-        warm_up=0.1,
-        weight_decay=0.01, shift=3, sizes=(16, 16, 24, 32),
+        warm_up=0.1, weight_decay=0.01, shift=3, sizes=(16, 16, 24, 32),
     ),
 }
 
@@ -152,9 +149,7 @@ def _(description: Architecture, dataset):
 
 
 def preset_of(architecture, recipe, dataset):
-    """The preset nearest to a description and a Recipe, and the fields in which they depart from it: (name,
-    overrides).
-    """
+    """(name, overrides): the preset nearest to a description and a Recipe, and the fields in which they depart."""
     candidates = []
     for preset, published_pair in published(architecture, dataset).items():
         overrides = {}

@@ -26,9 +26,8 @@ COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_acc
 NUMBER, NONE = (int, float), type(None)
 ENTRIES = {  # of run.json and their types
     "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int,
-    "classes": list,
-    "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str,
-    "weights_sha256": (str, NONE),
+    "classes": list, "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int,
+    "data_checksum": str, "weights_sha256": (str, NONE),
     **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
     "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
     "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,
@@ -49,9 +48,7 @@ def sha256(content):
 
 
 def essence(parameters):
-    """The parameters of a run as far as they depart from the usual: equal for equal runs, whatever fields are added
-    later.
-    """
+    """What is unusual in the parameters of a run: equal for equal runs, whatever fields are added later."""
     architecture = describe(parameters["architecture"])
     others = {name: value for name, value in parameters.items() if USUAL.get(name, ...) != value}
     return others | dict(architecture=architecture.changed() | dict(variant=architecture.variant),
@@ -123,8 +120,7 @@ def write_run(folder, run):
 def read_run(folder):
     """The content of run.json as a dictionary.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed after it was written, or
-    lacks an entry.
+    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed later, or lacks an entry.
     """
     path = Path(folder) / RUN
     if not path.exists():
@@ -138,9 +134,8 @@ def read_run(folder):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if expected != found:
-        raise ValueError(f"{path} was changed after it was written (checksum {expected[:12]}, content gives "
-                         f"{found[:12]}); "
-                         f"{remedy}")
+        raise ValueError(f"{path} was changed after it was written (checksum {str(expected)[:12]}, content gives "
+                         f"{found[:12]}); {remedy}")
     for entry, kind in ENTRIES.items():
         value = reduce(lambda values, key: values.get(key, ...), entry.split("/"), run)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -153,7 +148,7 @@ def read_run(folder):
 
 
 def is_finished(folder, parameters):
-    """Whether the folder holds the run of these parameters, complete.  Raises ValueError where it holds another one."""
+    """Whether the folder holds the run of these parameters, complete. Raises ValueError where it holds another one."""
     if not (Path(folder) / RUN).exists():
         return False
     run = read_run(folder)
@@ -161,7 +156,7 @@ def is_finished(folder, parameters):
     if there != asked:
         different = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
         raise ValueError(f"{folder} holds another run (different: {', '.join(different)}); move it away or choose "
-                         f"another `out`")
+                         "another `out`")
     return run["epochs_done"] == parameters["recipe"]["epochs"] and not (Path(folder) / CHECKPOINT).exists()
 
 
@@ -189,13 +184,11 @@ def read_weights(folder, run):
     path = Path(folder) / WEIGHTS
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no epoch of this run is finished, or its weights are not "
-                                f"stored. "
-                                "Train it with the parameters in run.json")
+                                "stored. Train it with the parameters in run.json")
     content = path.read_bytes()
     if sha256(content) != run["weights_sha256"]:
         raise ValueError(f"{path} has sha256 {sha256(content)[:12]}, run.json says {str(run['weights_sha256'])[:12]}: "
-                         f"the file is "
-                         "damaged or of another run; restore it from git, or train again")
+                         "the file is damaged or of another run; restore it from git, or train again")
     try:
         return load_tensors(content)
     except SafetensorError as error:
@@ -218,9 +211,8 @@ def read_checkpoint(folder, parameters):
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         if (Path(folder) / RUN).exists() and read_run(folder)["epochs_done"]:
-            raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; restore "
-                             f"it, "
-                             "or delete the folder to start again")
+            raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; "
+                             "restore it, or delete the folder to start again")
         return None
     parts = dict(network={}, average={}, optimiser={})
     try:

@@ -34,9 +34,7 @@ class TrainedNetwork(nn.Module):
         return self.network(x)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (n, 3, height, width) -> what the network has learnt from: standardised, of its size,
-        float32.
-        """
+        """uint8 images (n, 3, height, width) -> what it has learnt from: standardised, of its size, float32."""
         x = standardise(images, self.mean, self.std)
         return x if self.size is None else shrink(x, self.size)
 
@@ -52,8 +50,7 @@ class TrainedNetwork(nn.Module):
         shape = (3, *self.architecture.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
             raise ValueError(f"images must be (batch >= 1, {', '.join(map(str, shape))}), or with the colours last, "
-                             f"got "
-                             f"{tuple(images.shape)}")
+                             f"got {tuple(images.shape)}")
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 pixels 0..255, got {images.dtype}")
         device = next(self.parameters()).device
@@ -95,8 +92,7 @@ def _find(name, root):
     matches = [folder for key, folder in stored.items() if key == name or key.startswith(name + "-zeros-s0-")]
     if not matches:
         raise FileNotFoundError(f"no trained network {name!r} in {root.name}/; there are: "
-                                f"{', '.join(stored) or 'none'}. "
-                                "Train one with `python -m hcnn train`")
+                                f"{', '.join(stored) or 'none'}. Train one with `python -m hcnn train`")
 
     def images_seen(folder):
         run = run_folder.read_run(folder)
