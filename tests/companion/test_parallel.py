@@ -56,8 +56,12 @@ def test_every_worker_has_a_gpu_of_its_own_and_its_share_of_the_threads(monkeypa
     monkeypatch.setattr(parallel, "_gpus", lambda: ["3", "GPU-5"])
     monkeypatch.setattr(joblib, "cpu_count", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code = ("import os, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES']; file = os.path.join(sys.argv[1], gpu); os.mkdir(file)\n"
-            "time.sleep(0.3); os.rmdir(file); print(gpu, os.environ['OMP_NUM_THREADS'])")  # mkdir fails where two have one GPU
+    code = """import os, sys, time
+gpu = os.environ['CUDA_VISIBLE_DEVICES']
+os.mkdir(file := os.path.join(sys.argv[1], gpu))  # fails where two have one GPU
+time.sleep(0.3)
+os.rmdir(file)
+print(gpu, os.environ['OMP_NUM_THREADS'])"""
     outcomes, lines = run({str(i): python(code, tmp_path) for i in range(5)})
     assert set(outcomes.values()) == {None}
     assert {line.partition("] ")[2] for line in lines} == {"3 6", "GPU-5 6"}

@@ -164,8 +164,8 @@ def test_a_users_own_run_has_a_row_of_its_own_and_stands_as_just_now(tmp_path, c
     assert list(table.accuracy) == ["81.00", "82.00"] and list(table["from"]) == ["results", "results/local"]
     table = summary(runs, claims)
     label = f"accuracy (%), CIFAR-10, {experiment(**HERE[0]).label}, 40 epochs"
-    assert row(table, quantity=label)["stored"] == "81.00, one seed" and row(table,
-                                                                             quantity=label)["just now"] == "82.00, one seed"
+    ours = row(table, quantity=label)
+    assert (ours["stored"], ours["just now"]) == ("81.00, one seed", "82.00, one seed")
     quick = row(table[table.quantity.str.contains("3 epochs")])
     assert (quick["stored"], quick["just now"]) == ("not trained yet", "60.00, one seed")
     again = row(summary(runs[:1], claims, {stored.name: 81.01}), quantity=label)
@@ -282,8 +282,8 @@ def test_learning_curves_share_a_line_between_seeds_and_name_the_split(tmp_path)
     fabricate(tmp_path, 0.4, split="validation", K=8, epochs=2)
     fabricate(tmp_path, 0.9, dataset="digits", substitutes="cifar10", epochs=2)
     curves = learning_curves(load_runs(tmp_path))
-    assert list(dict.fromkeys(curves.setting))[:2] == ["50,000 images, 2 epochs",
-                                                       "45,000 images, 2 epochs"]  # the longest first
+    settings = list(dict.fromkeys(curves.setting))
+    assert settings[:2] == ["50,000 images, 2 epochs", "45,000 images, 2 epochs"]  # the longest first
     assert set(curves.images) == {"training", "test", "held out"}
     last = curves[(curves.setting == "50,000 images, 2 epochs") & (curves.images == "test") & (curves.epoch == 2)]
     assert set(last.network) == {"HCNN K=8 Q=32"} and sorted(last.accuracy) == [50, 60]
@@ -299,17 +299,16 @@ def test_best_available_run_is_the_longest_trained_on_the_data_itself_never_the_
 
 
 @pytest.mark.parametrize("dataset, key, accuracy, verdict", [
-    ("cifar10", "cifar10/hcnn/accuracy", 0.9073, "reproduced"), ("cifar10", "cifar10/hcnn/accuracy", 0.9072,
-                                                                 "not reproduced"),
-    ("cifar10", "cifar10/hcnn/accuracy", 0.9174, "not reproduced"), ("cifar100", "cifar100/hcnn/accuracy", 0.6101,
-                                                                     "reproduced"),
-    ("cifar100", "cifar100/hcnn/accuracy", 0.6100, "not reproduced"), ("cifar10", "cifar10/hcnn/accuracy>91", 0.95,
-                                                                       "reproduced"),
+    ("cifar10", "cifar10/hcnn/accuracy", 0.9073, "reproduced"),
+    ("cifar10", "cifar10/hcnn/accuracy", 0.9072, "not reproduced"),
+    ("cifar10", "cifar10/hcnn/accuracy", 0.9174, "not reproduced"),
+    ("cifar100", "cifar100/hcnn/accuracy", 0.6101, "reproduced"),
+    ("cifar100", "cifar100/hcnn/accuracy", 0.6100, "not reproduced"),
+    ("cifar10", "cifar10/hcnn/accuracy>91", 0.95, "reproduced"),
     ("cifar10", "cifar10/hcnn/accuracy>91", 0.9095, "not reproduced"),
-                                                             ("cifar100", "cifar10/hcnn/accuracy", 0.9, "not run"),
+    ("cifar100", "cifar10/hcnn/accuracy", 0.9, "not run"),
 ])
-def test_verdict_is_reproduced_near_the_papers_number_or_above_the_one_claimed(tmp_path, claims, dataset, key,
-                                                                               accuracy, verdict):
+def test_verdict_is_reproduced_near_the_papers_number_or_above_a_claim(tmp_path, claims, dataset, key, accuracy, verdict):
     claims.write_text(CLAIMS.replace("cifar10/hcnn/accuracy", key))
     fabricate(tmp_path, accuracy, dataset=dataset)
     found = ledger(load_runs(tmp_path), claims)
@@ -322,5 +321,5 @@ def test_every_run_key_of_the_ledger_is_known_and_others_are_refused(claims):
     found = ledger([])
     assert set(found.verdict[found.run_key != ""]) == {"not run"}
     claims.write_text(CLAIMS.replace("cifar10/hcnn/", "cifar10/hcn/"))
-    with pytest.raises(ValueError, match="run_key must be one of cifar10/hcnn/accuracy, .*, got 'cifar10/hcn/accuracy'"):
+    with pytest.raises(ValueError, match="run_key must be one of cifar10/hcnn/.*, got 'cifar10/hcn/accuracy'"):
         ledger([], claims)

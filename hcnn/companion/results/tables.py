@@ -213,9 +213,10 @@ def other_runs(runs):
         "run": f"{'local/' * run.local}{run.folder.name}",
     } for run in sorted(usable(runs), key=lambda run: (run.data, run.variant, run.K, run.Q, run.folder.name))
         if run.folder not in shown]
-    rows += [dict.fromkeys(rows[0] if rows else (), "") | {"data": "damaged", "differs in": run.problem,
-                                                           "run": run.folder.name} for run in runs if run.problem]
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["data", "differs in", "run"])
+    empty = dict.fromkeys(rows[0] if rows else ("data", "differs in", "run"), "")
+    rows += [empty | {"data": "damaged", "differs in": run.problem, "run": run.folder.name}
+             for run in runs if run.problem]
+    return pd.DataFrame(rows, columns=list(empty))
 
 
 def _declared():
