@@ -1,4 +1,4 @@
-"""Which tests run: `cifar` where both CIFAR data sets are present, `gpu` where there is one, `full` with --full only."""
+"""Which tests run: `cifar` where both CIFAR data sets are present, `gpu` where there is one, `full` with --full."""
 
 import os
 
@@ -22,7 +22,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     absent = [name for name in ("cifar10", "cifar100") if not available(name)]
     skips = {
-        "cifar": absent and f"{' and '.join(absent)} not present: run `make data` or set HCNN_DATA (see data/README.md)",
+        "cifar": absent and f"{' and '.join(absent)} not present: run `make data` or set HCNN_DATA",
         "gpu": not torch.cuda.is_available() and "no GPU",
         "full": not config.getoption("--full") and "exhaustive: run with --full",
     }
@@ -30,6 +30,17 @@ def pytest_collection_modifyitems(config, items):
         for mark, reason in skips.items():
             if reason and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test that is not marked `gpu` sees no CUDA, nor do its fixtures, whatever their scope, and its processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("gpu"):
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(torch.cuda, "device_count", lambda: 0)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +51,12 @@ def same_random_numbers():
 
 @pytest.fixture(scope="session")
 def random_dataset():
-    """A function that makes a Dataset of random square images: so many to train and to test on, their size, classes, seed."""
+    """A function: how many to train and to test on, size, classes, seed -> a Dataset of random square images."""
     def make(train, test, size=8, classes=10, seed=1):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (train + test, 3, size, size), dtype=torch.uint8, generator=generator)
         labels = torch.arange(train + test) % classes
-        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:], tuple(map(str, range(classes))),
-                       (0.5,) * 3, (0.3,) * 3, "0" * 64)
+        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:],
+                       tuple(map(str, range(classes))), (0.5,) * 3, (0.3,) * 3, "0" * 64)
 
     return make
