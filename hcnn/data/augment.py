@@ -19,7 +19,8 @@ def shrink(images, size):
     if images.shape[-2:] == (size, size):
         return images
     rows, columns = (_areas(n, size).to(images) for n in images.shape[-2:])
-    return rows @ images @ columns.T
+    with torch.autocast(images.device.type, enabled=False):  # a training in low precision sees the same images
+        return rows @ images @ columns.T
 
 
 @cache

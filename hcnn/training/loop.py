@@ -6,6 +6,7 @@ checkpoint holds the position inside the epoch: a run that was stopped continues
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -222,8 +223,7 @@ class _Training:
                     torch.manual_seed(place_seed(self.parameters["seed"], state["epoch"], step))
                 lr = lr_at(recipe, past / (recipe.epochs * self.steps))
                 asking = cpu or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
-                wishes = self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
-                wishes = self.step(minibatch(step), lr, past, wishes if asking or world() == 1 else ())
+                wishes = self.step(minibatch(step), lr, past, partial(self._wishes, asking))
                 if asking and not bool(self.step.totals[0].isfinite()):
                     raise _diverged(self, "the loss is not finite", step + 1)
                 state["step"] = step + 1
@@ -238,6 +238,12 @@ class _Training:
                     self.save()
         finally:
             progress.close()
+
+    def _wishes(self, asking):
+        """Whether this process wants to stop and to save; nothing where several do not ask each other in this step."""
+        if not asking and world() > 1:
+            return ()
+        return self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def _totals(self):
         """Sum of the losses and number of right classes of the epoch, over all processes."""

@@ -81,16 +81,17 @@ class Step:
         size = size_at(self.recipe, epoch)
         return lambda step: (*(part[step] for part in parts), size)
 
-    def __call__(self, minibatch, lr, past, wishes=()):
+    def __call__(self, minibatch, lr, past, wishes=tuple):
         """One step after so many past ones.
 
-        wishes: whether this process wants something, such as to stop; returns whether any process does.
+        wishes(), asked once the gradient is there: whether this process wants something, such as to stop; returns
+        whether any process does.
         """
         self.optimiser.set_lr(lr)
-        wishes = self._move(*minibatch, wishes)
+        wished = self._move(*minibatch, wishes)
         if self.average:
             self.average.follow(past)
-        return wishes
+        return wished
 
     def _move(self, chosen, shifts, flips, size, wishes):
         n, processes = len(chosen), world()
@@ -99,14 +100,15 @@ class Step:
                 self.graphs = {size: graphed.GraphedStep([*self.network.parameters(), *self.network.buffers()],
                                                          self.log)}
             self.graphs[size](partial(self._whole, size), chosen, shifts, flips)
-            return wishes
+            return wishes()
         share = slice(n * rank() // processes, n * (rank() + 1) // processes) if n >= processes else slice(None)
         weight = 1 if n >= processes else 1 / processes  # fewer images than processes: all compute all, for a part each
         self.gradient(chosen[share], shifts[share], flips[share], size, n, weight)
+        wished = wishes()
         if processes > 1:
-            wishes = self._sum_gradients(wishes)
+            wished = self._sum_gradients(wished)
         self.optimiser.step()
-        return wishes
+        return wished
 
     def gradient(self, chosen, shifts, flips, size, n, weight=1):
         """The gradient for some images of a minibatch of n, and their part of the totals."""
