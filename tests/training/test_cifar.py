@@ -269,35 +269,29 @@ def test_downloads_can_be_switched_off_by_argument_and_environment(server, tmp_p
         monkeypatch.setenv("HCNN_OFFLINE", "1")
 
 
-def test_a_server_that_never_answers_is_given_up_after_a_few_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "NETWORK_SECONDS", 0.3)
-    monkeypatch.setenv("HCNN_OFFLINE", "0")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz"
+@pytest.fixture
+def silent(monkeypatch):
+    """The address of a server on this machine that accepts, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz"
         monkeypatch.setitem(SOURCES, "cifar10", replace(SOURCES["cifar10"], url=url))
-        start = time.monotonic()
-        with pytest.raises(FileNotFoundError) as error:
-            load_dataset("cifar10", tmp_path)
-    assert time.monotonic() - start < 5
-    assert_says_what_to_do(error, tmp_path)
+        yield url
 
 
-def test_a_name_that_is_never_resolved_is_given_up_after_a_few_seconds(tmp_path, monkeypatch):
+@pytest.mark.parametrize("resolved", [True, False])
+def test_a_server_without_answer_or_a_name_never_resolved_is_given_up(tmp_path, monkeypatch, silent, resolved):
     answered = threading.Event()
     monkeypatch.setattr(cifar, "NETWORK_SECONDS", 0.3)
     monkeypatch.setenv("HCNN_OFFLINE", "0")
-
-    def never_resolved(*args, **kwargs):
-        answered.wait(20)
-        raise OSError("too late")
-
-    monkeypatch.setattr(cifar, "urlopen", never_resolved)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    if not resolved:
+        monkeypatch.setattr(cifar, "urlopen", lambda *arguments, **options: answered.wait(20))
     start = time.monotonic()
-    with pytest.raises(FileNotFoundError, match="no answer within 0.3 s"):
+    with pytest.raises(FileNotFoundError) as error:
         load_dataset("cifar10", tmp_path)
     answered.set()
     assert time.monotonic() - start < 5
+    assert_says_what_to_do(error, tmp_path)
 
 
 def test_addresses_and_checksums_of_the_archives_are_those_of_torchvision():
@@ -319,7 +313,7 @@ def test_checksums_in_the_readme_are_those_of_the_code():
     assert [value for value in values if value not in readme] == []
 
 
-# the real CIFAR-10 and CIFAR-100
+# the real CIFAR-10
 
 
 @pytest.mark.cifar
@@ -330,19 +324,3 @@ def test_cifar10_comes_in_the_published_order():
     dataset = load_dataset("cifar10", download=False)
     assert dataset.test_labels.tolist() == published.targets
     assert np.array_equal(dataset.test_images.permute(0, 2, 3, 1).numpy(), published.data)
-
-
-@pytest.mark.cifar
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_truncated_cifar_is_refused(name, tmp_path):
-    source = SOURCES[name]
-    folder = paths.data_folder() / source.folder
-    (tmp_path / source.folder).mkdir()
-    for path in folder.iterdir():
-        (tmp_path / source.folder / path.name).symlink_to(path)
-    damaged = tmp_path / source.folder / source.files["test"][0]
-    damaged.unlink()
-    damaged.write_bytes((folder / damaged.name).read_bytes()[:1_000_000])
-    with pytest.raises(ValueError) as error:
-        load_dataset(name, tmp_path)
-    assert_names_file_checksums_and_remedy(error, damaged, expected_of(source, damaged, "test"), md5(damaged))
