@@ -308,7 +308,7 @@ def test_best_available_run_is_the_longest_trained_on_the_data_itself_never_the_
     ("cifar10", "cifar10/hcnn/accuracy>91", 0.9095, "not reproduced"),
     ("cifar100", "cifar10/hcnn/accuracy", 0.9, "not run"),
 ])
-def test_verdict_is_reproduced_near_the_papers_number_or_above_a_claim(tmp_path, claims, dataset, key, accuracy, verdict):
+def test_verdict_is_reproduced_near_the_paper_or_above_a_claim(tmp_path, claims, dataset, key, accuracy, verdict):
     claims.write_text(CLAIMS.replace("cifar10/hcnn/accuracy", key))
     fabricate(tmp_path, accuracy, dataset=dataset)
     found = ledger(load_runs(tmp_path), claims)
