@@ -55,7 +55,7 @@ reproduce: $(ENVIRONMENT) ## evaluate the stored networks, run every notebook, p
 
 figures: $(ENVIRONMENT) ## tables, README and figures from the stored runs only (notebook 05)
 	@$(PY) -m hcnn tables
-	@$(PY) notebooks/execute.py 05
+	@$(PY) notebooks/execute.py 05 --out results
 
 sweep ablations: DATASET = cifar10
 sweep ablations: VARIANTS = hcnn

@@ -159,6 +159,7 @@ def test_a_users_own_run_has_a_row_of_its_own_and_stands_as_just_now(tmp_path, c
     stored = fabricate(paths.RUNS, 0.81, **HERE[0])
     fabricate(paths.LOCAL / "runs", 0.82, **HERE[0])
     fabricate(paths.LOCAL / "runs", 0.6, **QUICK[0])
+    fabricate(paths.LOCAL / "runs", 0.9, dataset="digits", substitutes="cifar10", epochs=20)
     runs = load_runs()
     table = tables.trained_here(runs).head(2)
     assert list(table.accuracy) == ["81.00", "82.00"] and list(table["from"]) == ["results", "results/local"]
@@ -168,6 +169,7 @@ def test_a_users_own_run_has_a_row_of_its_own_and_stands_as_just_now(tmp_path, c
     assert (ours["stored"], ours["just now"]) == ("81.00, one seed", "82.00, one seed")
     quick = row(table[table.quantity.str.contains("3 epochs")])
     assert (quick["stored"], quick["just now"]) == ("not trained yet", "60.00, one seed")
+    assert row(table[table.quantity.str.contains("digits in place of CIFAR-10")])["just now"] == "90.00"
     again = row(summary(runs[:1], claims, {stored.name: 81.01}), quantity=label)
     assert (again["stored"], again["just now"]) == ("81.00, one seed", "81.01, one seed")
 

@@ -5,7 +5,7 @@ import pandas as pd
 from hcnn import paths
 from hcnn.architecture import Architecture
 from hcnn.companion.experiments import HERE, QUICK, experiment
-from hcnn.companion.results.runs import TITLES
+from hcnn.companion.results.runs import TITLES, usable
 from hcnn.companion.results.tables import (
     NOT_TRAINED,
     PAPER,
@@ -63,10 +63,15 @@ def summary(runs, path=None, evaluated=None):
             accuracies.append((f"accuracy (%), {name}", f"{accuracy:.2f}", *_accuracies(training, runs, evaluated)))
     released = Architecture.preset("cifar10", "hcnn-plus", "released").count()["trained"]
     counts.append(("trainable numbers, the authors' code", "", released))
+    shown = set()
     for training in repetitions(HERE + QUICK):
-        if trained(training, runs):
+        if found := trained(training, runs):
+            shown |= {run.folder for run in found}
             name = f"{TITLES[training.dataset]}, {training.label}, {training.recipe.epochs} epochs"
             accuracies.append((f"accuracy (%), {name}", "", *_accuracies(training, runs, evaluated)))
+    accuracies += [  # whatever else a user has trained, such as digits in place of CIFAR
+        (f"accuracy (%), {run.data}, {run.label}, {run.epochs} epochs", "", "", f"{run.accuracy:.2f}", run.device)
+        for run in usable(runs) if run.local and run.complete and run.folder not in shown]
     verdicts = ledger(runs, path).verdict
     rows = [(*row, f"{count:,}", f"{count:,}", "formula and modules") for *row, count in counts] + accuracies
     rows += [(f"claims: {verdict}", "", f"{n} of {len(verdicts)}", "", "ledger, notebook 05")
