@@ -105,10 +105,7 @@ def _check(architecture, recipe, data, seed, precision, max_seconds):
 
 
 class _Training:
-    """One run in progress: its network and step, and `state`, the part of the checkpoint that is not tensors.
-
-    outcome: the network that is tested and stored: the one in training, or the average of its weights.
-    """
+    """One run in progress: its network and step, and `state`, the part of the checkpoint that is not tensors."""
 
     def __init__(self, architecture, recipe, data, parameters, folder, device, loss, log, stop):
         self.architecture, self.recipe, self.data, self.parameters = architecture, recipe, data, parameters
@@ -122,8 +119,6 @@ class _Training:
         eager = graphed.why_not(device, precision, world(), architecture.draws, recipe.optimiser)
         self.step = Step(self.network, recipe, loss, data.train_images.to(device), data.train_labels.to(device),
                          statistics, self.dtype, eager, log)
-        self.outcome = self.step.average.network if recipe.ema else self.network
-        self.networks = dict(network=self.network) | (dict(average=self.outcome) if recipe.ema else {})
         self.steps = -(-len(data.train_labels) // recipe.batch_size)
         self.here = provenance(device, self.dtype, world())
         self.state = dict(parameters=parameters, epoch=0, step=0, totals=[0.0, 0.0], seconds=0.0, train_seconds=0.0,
@@ -137,9 +132,8 @@ class _Training:
         checkpoint = run_folder.read_checkpoint(self.folder, self.parameters)
         if checkpoint is not None:
             tensors, self.state = checkpoint
-            for part, network in self.networks.items():
-                run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors[part], network.state_dict())
-                network.load_state_dict(tensors[part])
+            run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors["network"], self.network.state_dict())
+            self.network.load_state_dict(tensors["network"])
             self.step.optimiser.load(tensors["optimiser"])
             self.log(f"continuing in epoch {self.state['epoch'] + 1} after step {self.state['step']} of {self.steps}")
             self.step.totals.copy_(torch.tensor(self.state["totals"], dtype=torch.float64) / world())
@@ -152,8 +146,7 @@ class _Training:
     def save(self):
         """Write the checkpoint; every process takes part, because the sums of the epoch are shared out."""
         self.state["totals"] = self._totals()
-        tensors = {part: network.state_dict() for part, network in self.networks.items()}
-        tensors["optimiser"] = self.step.optimiser.tensors()
+        tensors = dict(network=self.network.state_dict(), optimiser=self.step.optimiser.tensors())
         if not all(bool(t.isfinite().all()) for part in tensors.values() for t in part.values()):
             raise _diverged(self, "a weight is not finite", self.state["step"])
         if rank() == 0:
@@ -165,7 +158,7 @@ class _Training:
         if rank() != 0:
             return
         done = self.state["epoch"]
-        digest = run_folder.write_weights(self.folder, self.outcome.state_dict()) if done else None
+        digest = run_folder.write_weights(self.folder, self.network.state_dict()) if done else None
         run_folder.write_metrics(self.folder, self.state["rows"])
         run_folder.write_run(self.folder, report.summary(self, digest))
         if done == self.recipe.epochs:
@@ -194,7 +187,6 @@ class _Training:
             if state["step"] < self.steps:
                 check = self.stop.check
                 self._descend(minibatch, begin)
-            self.step.settle(minibatch, self.parameters["seed"], state["epoch"])
             loss, accuracy = _tested(self, check)
         except Stopped:
             return False
@@ -218,12 +210,12 @@ class _Training:
         self.network.train()
         try:
             while state["step"] < self.steps:
-                step, past = state["step"], state["epoch"] * self.steps + state["step"]
+                step = state["step"]
                 if self.architecture.draws:
                     torch.manual_seed(place_seed(self.parameters["seed"], state["epoch"], step))
-                lr = lr_at(recipe, past / (recipe.epochs * self.steps))
+                lr = lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps))
                 asking = cpu or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
-                wishes = self.step(minibatch(step), lr, past, partial(self._wishes, asking))
+                wishes = self.step(minibatch(step), lr, partial(self._wishes, asking))
                 if asking and not bool(self.step.totals[0].isfinite()):
                     raise _diverged(self, "the loss is not finite", step + 1)
                 state["step"] = step + 1
@@ -263,7 +255,7 @@ def _tested(training, check):
     last = epoch + 1 == training.recipe.epochs
     batch_size = 500 if training.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
     with tf32(False) if last else step.autocast():
-        totals = evaluation_sums(training.outcome, images[mine], labels[mine], *step.statistics, batch_size, check,
+        totals = evaluation_sums(training.network, images[mine], labels[mine], *step.statistics, batch_size, check,
                                  size_at(training.recipe, epoch))
     if world() > 1:
         dist.all_reduce(totals)

@@ -26,8 +26,7 @@ class Recipe(Settings):
     that all classes have alike. sizes: height and width of the images in equal parts of the run, the last one that of
     the tests too, shrunk by averaging areas; none: the data set's. shift: largest translation in pixels of the data
     set's size, uniform along both axes. flip: mirror images with probability 1/2 where the data set allows it. mean,
-    std: standardisation in units of pixel / 255 instead of the data set's own. ema: decay of the exponential average
-    of the weights, which is then what is tested and stored; 0: the last weights themselves.
+    std: standardisation in units of pixel / 255 instead of the data set's own.
 
     Raises ValueError naming the parameter, its value and the allowed values.
     """
@@ -51,7 +50,6 @@ class Recipe(Settings):
     warm_up: float = 0.05
     label_smoothing: float = 0.0
     sizes: tuple[int, ...] = ()
-    ema: float = 0.0
 
     RULES: ClassVar = {
         "epochs": integer(1),
@@ -73,7 +71,6 @@ class Recipe(Settings):
         "lr_rest": optional(number(lambda value: value > 0, "a positive number")),
         "warm_up": SHARE,
         "label_smoothing": SHARE,
-        "ema": SHARE,
         "sizes": tuple_of(lambda n: is_integer(n, 1), "positive integers (pixels), or none"),
     }
 

@@ -214,7 +214,7 @@ def read_checkpoint(folder, parameters):
             raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; "
                              "restore it, or delete the folder to start again")
         return None
-    parts = dict(network={}, average={}, optimiser={})
+    parts = dict(network={}, optimiser={})
     try:
         with safe_open(path, framework="pt") as file:
             text, expected = file.metadata()["state"], file.metadata()["sha256"]

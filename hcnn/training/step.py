@@ -12,11 +12,8 @@ import torch.nn.functional as F
 from hcnn.data.augment import augment, shrink
 from hcnn.device import rank, world
 from hcnn.training import graphed
-from hcnn.training.average import Average
 from hcnn.training.optimisers import Optimiser
 from hcnn.training.recipe import size_at
-
-SETTLING_STEPS = 50  # minibatches that the statistics of averaged weights are measured on
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def draw(seed, epoch, n, shift, flip):
 
 
 class Step:
-    """Takes the steps of a training: `step(minibatch, lr, past)` moves the network by one minibatch.
+    """Takes the steps of a training: `step(minibatch, lr)` moves the network by one minibatch.
 
     totals: sum of the losses and number of right classes since they were set to zero, float64 on the device. images,
     labels: all of the training set, on the device, where the statistics (mean, std) are too.
@@ -71,7 +68,6 @@ class Step:
         self.images, self.labels, self.statistics = images, labels, statistics
         self.optimiser = Optimiser(network, recipe, on_device=eager is None)
         self.totals = torch.zeros(2, dtype=torch.float64, device=images.device)
-        self.average = Average(network, recipe.ema) if recipe.ema else None
         self.eager, self.graphs = eager, {}  # why steps are launched kernel by kernel; a graph for each size of images
 
     def minibatches(self, seed, epoch, flip):
@@ -81,20 +77,15 @@ class Step:
         size = size_at(self.recipe, epoch)
         return lambda step: (*(part[step] for part in parts), size)
 
-    def __call__(self, minibatch, lr, past, wishes=tuple):
-        """One step after so many past ones.
+    def __call__(self, minibatch, lr, wishes=tuple):
+        """One step.
 
         wishes(), asked once the gradient is there: whether this process wants something, such as to stop; returns
         whether any process does.
         """
         self.optimiser.set_lr(lr)
-        wished = self._move(*minibatch, wishes)
-        if self.average:
-            self.average.follow(past)
-        return wished
-
-    def _move(self, chosen, shifts, flips, size, wishes):
-        n, processes = len(chosen), world()
+        (chosen, shifts, flips, size), processes = minibatch, world()
+        n = len(chosen)
         if self.eager is None and n == self.recipe.batch_size:
             if size not in self.graphs:  # the graph of the size before is not needed again
                 self.graphs = {size: graphed.GraphedStep([*self.network.parameters(), *self.network.buffers()],
@@ -122,15 +113,6 @@ class Step:
         self.network.zero_grad()
         (minimised * weight / n).backward()
         self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight
-
-    def settle(self, minibatch, seed, epoch):
-        """Give averaged weights, where there are, statistics of their own, on the first images of an epoch."""
-        if self.average is None:
-            return
-        steps = -(-len(self.labels) // self.recipe.batch_size)
-        torch.manual_seed(place_seed(seed, epoch, steps))  # for dropout
-        with self.autocast():
-            self.average.settle(self.inputs(*minibatch(i)) for i in range(min(steps, SETTLING_STEPS)))
 
     def inputs(self, chosen, shifts, flips, size):
         """The images of a minibatch as the network sees them."""

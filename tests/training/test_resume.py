@@ -37,7 +37,7 @@ processes.set_forkserver_preload(["pytest", "small", "hcnn.companion.commands", 
 MECHANISMS = {
     "sgd": SHORT, "adamw": SHORT.replace(optimiser="adamw", lr=0.01, schedule="cosine"),
     "muon": SHORT.replace(optimiser="muon", lr=0.02, lr_rest=0.01, schedule="linear"),
-    "growing": SHORT.replace(sizes=(4, 6, 8), label_smoothing=0.1, nesterov=True, ema=0.9),
+    "growing": SHORT.replace(sizes=(4, 6, 8), label_smoothing=0.1, nesterov=True),
 }
 
 
