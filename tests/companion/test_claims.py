@@ -148,14 +148,6 @@ def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_ta
         assert not found[1] or "undertrained networks only" in row["evidence"] and row["verdict"] == "not run", row["id"]
 
 
-def test_numbers_on_the_factorisation_in_the_ledger_are_those_of_the_stored_table():
-    table = pd.read_csv(ROOT / "results" / "tables" / "factorisation.csv")
-    normalised = table.base.str.contains("output_norm True")
-    gains, evidence = sorted(-table[normalised]["difference (points)"]), CLAIM_ROWS["conditioning"]["evidence"]
-    assert f"better by {gains[0]:.2f} to {gains[-1]:.2f} points at {['one', 'two', 'three'][len(gains) - 1]} rates" in evidence
-    assert f"n = {table.n.min()}" in evidence and (table[~normalised]["accuracy, changed"] <= 10).all()
-
-
 @pytest.mark.parametrize("ratio, other, count", [("5.2", 1.3e6, "cifar100"), ("13.3", 1.3e6, "cifar10")])
 def test_ratios_to_all_cnn_in_the_ledger_are_right(ratio, other, count):
     assert f"{other / Architecture.preset(count).count()['filters']:.1f}" == ratio and ratio in CLAIM_ROWS["order-of-magnitude"]["evidence"]
