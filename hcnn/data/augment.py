@@ -18,18 +18,18 @@ def shrink(images, size):
     """
     if images.shape[-2:] == (size, size):
         return images
-    rows, columns = (_areas(n, size).to(images) for n in images.shape[-2:])
+    rows, columns = (_areas(n, size, images.dtype, images.device) for n in images.shape[-2:])
     with torch.autocast(images.device.type, enabled=False):  # a training in low precision sees the same images
         return rows @ images @ columns.T
 
 
-@cache
-def _areas(n, size):
+@cache  # on the device: a CUDA graph cannot hold a copy from the CPU
+def _areas(n, size, dtype, device):
     """(size, n): the share of every old pixel in every new one along an axis."""
     edges = torch.arange(size + 1, dtype=torch.float64) * n / size
     old = torch.arange(n)
     covered = torch.minimum(edges[1:, None], old + 1) - torch.maximum(edges[:-1, None], old)
-    return covered.clamp(min=0) * size / n
+    return (covered.clamp(min=0) * size / n).to(device, dtype)
 
 
 def augment(images, shifts, flips, mean, std):

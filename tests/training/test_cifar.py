@@ -284,8 +284,13 @@ def test_a_server_without_answer_or_a_name_never_resolved_is_given_up(tmp_path, 
     monkeypatch.setattr(cifar, "NETWORK_SECONDS", 0.3)
     monkeypatch.setenv("HCNN_OFFLINE", "0")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def never_resolved(*arguments, **options):
+        answered.wait(20)
+        raise OSError("too late")
+
     if not resolved:
-        monkeypatch.setattr(cifar, "urlopen", lambda *arguments, **options: answered.wait(20))
+        monkeypatch.setattr(cifar, "urlopen", never_resolved)
     start = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         load_dataset("cifar10", tmp_path)
