@@ -230,17 +230,11 @@ def _dataset_of(run, root):
 
 
 def run_interpret(options):
-    from hcnn.companion.interpretation import measure  # pandas takes a second to import
+    from hcnn.companion.interpretation.measure import interpret_run  # pandas takes a second to import
 
     trained = load(options.name)
-    data, where = _dataset_of(trained.run, options.dataset_root), f"{trained.folder.name}/{measure.FILE}"
-    asked = measure.settings(trained, data, database=options.database, queries=options.queries, altered=options.altered)
-    if measure.load_interpretation(trained.folder, asked, larger=True) is not None:
-        _say(f"{where} holds as much already")
-        return
-    found = measure.interpret(trained, data, asked, device=options.device, log=_say)
-    measure.save_interpretation(trained.folder, found)
-    _say(f"{where}: {asked['database']:,} training and {asked['queries']:,} test images, {asked['altered']} altered")
+    interpret_run(trained, _dataset_of(trained.run, options.dataset_root), device=options.device, log=_say,
+                  database=options.database, queries=options.queries, altered=options.altered)
 
 
 def run_data(options):

@@ -1,21 +1,206 @@
-"""The layers are faster than the literal implementation, and smaller, on the machine that runs this."""
+"""What speed.csv says: cases, arithmetic, parity of the paths, rows that follow from each other."""
 
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
 import pytest
+import torch
 
+from hcnn import operators as ops
+from hcnn.companion.commands import main
+from hcnn.companion.speed import cases as speed
+from hcnn.companion.speed import table as speed_table
 from hcnn.companion.speed import timing
-from hcnn.companion.speed.cases import Case, chosen
+from hcnn.companion.speed.cases import Case
+from hcnn.network import HCNN
 
+TINY = Case(K=4, Q=2, batch=2, size=4, rounds=2)
 GOALS = {"hcnn": 6, "hcnn-plus": 1.5}  # times the speed of the literal implementation, float32
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("variant", GOALS)
-def test_layer_is_faster_than_the_literal_implementation_in_a_quarter_of_its_memory(variant, capsys):
-    """Forward and backward of one full-resolution layer, K = 16, Q = 32, batch 8, 2 threads."""
+def test_layer_is_faster_than_the_literal_implementation_in_a_quarter_of_its_memory(variant):
+    """Forward and backward of one full-resolution layer, K = 16, Q = 32, batch 8, 2 threads, on this machine."""
     rows = {(row["path"], row["precision"]): row for row in timing.run(Case(variant=variant, threads=2))}
-    literal, fast = rows["literal", "fp32"], rows[chosen("cpu", variant, "fp32"), "fp32"]
-    with capsys.disabled():
-        print(f"\n{variant}: {1e3 * literal['seconds']:.0f} ms, here {1e3 * fast['seconds']:.0f} ms, "
-              f"memory {literal['peak_mb']:.0f} MB, here {fast['peak_mb']:.0f} MB")
+    literal, fast = rows["literal", "fp32"], rows[speed.chosen("cpu", variant, "fp32"), "fp32"]
     assert literal["seconds"] / fast["seconds"] >= GOALS[variant]
     assert literal["peak_mb"] is None or fast["peak_mb"] <= literal["peak_mb"] / 4
+
+
+@pytest.mark.parametrize("what", ["layer", "network"])
+@pytest.mark.parametrize("variant", GOALS)
+def test_every_path_equals_the_equations_within_rounding(what, variant):
+    case = replace(TINY, what=what, variant=variant)
+    for path, precision in speed.available(case):
+        error, allowed = speed.parity(case, path, precision)
+        assert error <= allowed < 1, (path, precision)
+
+
+def test_multiplications_of_the_paper_s_network():
+    """Useful ones from hcnn.counts; the dense products are those of the matrices: taps x attributes read x written."""
+    layer, plus = Case(), Case(variant="hcnn-plus")
+    reads = (ops.tap_reads((8, 16), (7, 11)) >= 0).sum().item()  # pairs of positions, for each filter
+    inside = 94 * 94  # positions and taps of 3 along 32 pixels with zeros
+    assert speed.multiplications(layer) == (16 * reads * inside, 128 * 512 * 9 * 1024)
+    assert speed.multiplications(plus) == (32 * (128 * inside + 16 * reads * 1024), 32 * (128 * 9 + 128 * 512) * 1024)
+    assert [round(n / 1e9, 1) for n in speed.multiplications(replace(plus, what="network"))] == [2.8, 7.0]
+    assert [round(n / 1e9, 1) for n in speed.multiplications(replace(layer, what="network"))] == [0.7, 1.9]
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(what="nets"), "what must be layer or network, got 'nets'"),
+    (dict(K=10), "K must be a positive multiple of 4, got 10"),
+    (dict(processes=2, batch=3), "multiples of processes = 2, got 3"), (dict(variant="x"), "variant must be one of")])
+def test_impossible_cases_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Case(**changes)
+
+
+def test_all_cases_fit_the_machine_and_none_is_measured_twice():
+    for device, threads in (("cpu", 1), ("cpu", 2), ("cuda", 8)):
+        some = speed_table.cases(device, threads)
+        assert len(some) == len(set(some)) and {case.device for case in some} == {device}
+        assert {case.K for case in some} >= {4, 8, 16, 24, 32} and {case.Q for case in some} >= {9, 16, 32, 64}
+
+
+def test_the_network_runs_under_autocast_only(monkeypatch):
+    """Also to learn the shape of its scores, which follows from the architecture."""
+    seen, forward = [], HCNN.forward
+    monkeypatch.setattr(HCNN, "forward", lambda net, x: seen.append(torch.is_autocast_enabled("cpu")) or forward(net, x))
+    speed.step_of(replace(TINY, what="network", size=8), "folded", "bf16")()
+    assert seen == [True]
+
+
+@contextmanager
+def quickly():
+    """Cases are measured in this process, few steps, against a small yardstick."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(timing.MATRIX, "cpu", 32)
+        patch.setattr(timing, "BLOCK", 1e-6)
+        patch.setattr(timing, "YARDSTICK", 1e-6)
+        patch.setattr(timing, "_children", lambda case: [timing.measure(case)] * case.processes)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here():
+    with quickly():
+        yield
+
+
+@pytest.mark.parametrize("wrong", ["folded", "literal"])
+def test_a_path_that_computes_something_else_is_not_timed_and_the_others_are(here, monkeypatch, wrong):
+    right = timing.parity
+    monkeypatch.setattr(timing, "parity", lambda case, path, precision: (
+        (1e-3, 1e-6) if (path, precision) == (wrong, "fp32") else right(case, path, precision)))
+    said = []
+    table = speed_table.with_derived(timing.run(TINY, said.append))
+    assert said == [f"hcnn {wrong} fp32 is wrong and not timed: error 1.0e-03, rounding explains 1.0e-06"]
+    assert (wrong, "fp32") not in set(zip(table.path, table.precision)) and "windowed" in set(table.path)
+    assert table.ratio.isna().all() == (wrong == "literal"), "nothing is held against a literal path that is wrong"
+
+
+def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch, tmp_path):
+    def children(case):
+        if case.K == 8:
+            raise RuntimeError("the measurement failed")
+        return [timing.measure(case)]
+
+    monkeypatch.setattr(timing, "_children", children)
+    said = []
+    found = speed_table.measure_all([replace(TINY, K=8), TINY], tmp_path / "speed.csv", log=said.append)
+    assert said[0].endswith("FAILED: the measurement failed") and said[-1].startswith("1 of 2 failed: 1 of 2: layer HCNN")
+    assert set(found.K) == {4}
+    assert speed_table.check(tmp_path / "speed.csv") == []
+
+
+def test_two_processes_measure_at_the_same_time_and_one_that_fails_is_an_error(capfd):
+    first, second = timing._children(replace(TINY, processes=2, threads=2, rounds=1))
+    assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "windowed fp32"}
+    assert min(first["matrix_gflops"].values()) > 0 and min(first["memory"].values()) >= 0
+    with pytest.raises(RuntimeError, match="failed"):
+        timing._children(replace(TINY, device="nowhere"))
+
+
+@pytest.fixture(scope="module")
+def two_cases(tmp_path_factory):
+    """A stored table of two tiny cases, one in two processes."""
+    path, said = tmp_path_factory.mktemp("tables") / "speed.csv", []
+    some = [TINY, replace(TINY, variant="hcnn-plus", processes=2, threads=2)]
+    with quickly():
+        speed_table.measure_all(some, path, log=said.append)
+        speed_table.measure_all(some, path, log=said.append)
+    assert [line.endswith("known") for line in said] == [False, False, True, True]
+    return path
+
+
+@pytest.fixture
+def measured(two_cases, tmp_path):
+    """A copy of it, to be changed."""
+    return Path(shutil.copy(two_cases, tmp_path))
+
+
+def test_measured_rows_pass_and_a_number_changed_by_hand_is_found(measured):
+    table = speed_table.load(measured)
+    assert speed_table.check(measured) == [] and (table.rounds == 2).all()
+    assert set(table.path) == {"literal", "folded", "windowed", "unfused", "tiled"} and set(table.processes) == {1, 2}
+    for column in [*speed_table.DERIVED, "seconds", "literal_seconds", "batch"]:
+        changed = table.astype({column: float})
+        changed.loc[1, column] *= 1.1
+        changed.to_csv(measured, index=False)
+        assert any("row 2, " in finding for finding in speed_table.check(measured)), column
+    for changed, said in ((table.assign(seconds=-1.0), "not positive"), (pd.concat([table, table[:1]]), "two rows"),
+                          (table.drop(columns="ratio"), "columns"), (table.assign(path="x"), "path: must be one of")):
+        changed.to_csv(measured, index=False)
+        assert any(said in finding for finding in speed_table.check(measured))
+
+
+def test_merging_replaces_rows_of_the_same_case_and_machine_only(measured):
+    table = speed_table.load(measured)
+    speed_table.merge(table[:1].assign(seconds=7.0), measured)
+    speed_table.merge(table[:1].assign(processor="another"), measured)
+    found = speed_table.load(measured)
+    assert len(found) == len(table) + 1 and (found.seconds == 7).sum() == 1
+
+
+def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(measured):
+    some, said = [TINY, replace(TINY, batch=4)], []
+    found = speed_table.measure_all(some, measured, max_seconds=1e-9, log=said.append)
+    assert said[0].endswith("known") and said[1].startswith("stopped after 1e-09 s before 2 of 2") and len(said) == 2
+    assert len(found) and set(found.batch) == {TINY.batch}, "of all that is stored the rows of what was asked"
+
+
+def test_readme_rows_are_those_of_the_paper_s_sizes(measured):
+    table = speed_table.load(measured)
+    assert speed_table.readme_rows(table) == {speed_table.README: []}
+    big = table[table.variant == "hcnn"].assign(K=16, Q=32, size=32, peak_mb=100.0, seconds=2.0, literal_seconds=8.0,
+                                                ratio=4.0)
+    ((rows),) = speed_table.readme_rows(big).values()
+    assert {row[0]: row[2:] for row in rows}["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0", "1.00")
+
+
+def test_the_stored_table_is_read_and_does_not_contradict_itself():
+    assert len(speed_table.load()) > 100 and speed_table.check() == []
+
+
+def test_command_line_measures_the_cases_of_this_machine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(speed_table, "measure_all", lambda some, again, max_seconds, log: asked.append(
+        (some, again, max_seconds)))
+    assert main(["speed", "--device", "cpu", "--threads", "1", "--again", "--max-seconds", "500"]) == 0
+    assert asked == [(speed_table.cases("cpu", 1), True, 500)]
+
+
+def test_main_prints_one_line_of_json_after_ready(monkeypatch, capsys):
+    monkeypatch.setattr(timing, "measure", lambda case, ready: ready() or {"case": case.K})
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))
+    timing.main(json.dumps({"K": 8}))
+    assert capsys.readouterr().out.split("\n")[:2] == ["ready", '{"case": 8}']

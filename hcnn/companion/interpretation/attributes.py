@@ -1,7 +1,7 @@
-"""Invariant attribute arrays, section 5.3: computed for many images, translated along attributes, and their nearest neighbours.
+"""Invariant attribute arrays, section 5.3: of many images, translated along attributes, and their nearest neighbours.
 
-The array of an image at depth j has the shape (rows, columns): v_{j-1} counts its K/2 rows, v_j its K columns (the classes at
-j = J - 1).
+The array of an image at depth j has the shape (rows, columns): v_{j-1} counts its K/2 rows, v_j its K columns (the
+classes at j = J - 1).
 """
 
 import time
@@ -10,33 +10,30 @@ from itertools import count
 import numpy as np
 import torch
 
-from hcnn.data.augment import standardise
-
 CHUNK = 2**22  # most distances in memory at a time, 32 MB
 
 
 @torch.no_grad()
-def attribute_arrays(network, images, depths, batch_size=50, log=None):
+def attribute_arrays(trained, images, depths, batch_size=50, log=None):
     """Invariant attribute arrays of uint8 images (n, 3, H, W), and the classes that the network says.
 
-    xbar_j(v_{j-1}, v_j) = sum over v_{j-2} of x_j(u_0, v_{j-2}, v_{j-1}, v_j) at u_0 = (H//2, W//2) of x_j: equation (9).
-    network: in evaluation mode, from `hcnn.load`. Returns {j: (n, K/2, K) float32} for the depths, 3 <= j <= J - 1, with
-    (n, K/2, C) at J - 1, and predictions (n,). Memory: the arrays, and two layers of one batch.
+    xbar_j(v_{j-1}, v_j) = sum over v_{j-2} of x_j(u_0, v_{j-2}, v_{j-1}, v_j) at u_0 = (H//2, W//2): equation (9).
+    trained: from `hcnn.load`. Returns {j: (n, K/2, K) float32} for 3 <= j <= J - 1, with (n, K/2, C) at J - 1, and
+    predictions (n,). Memory: the arrays, and two layers of one batch.
     """
-    a = network.architecture
+    a = trained.architecture
     if not depths or not set(depths) <= set(range(3, a.J)):
         raise ValueError(f"depths must be between 3 and J - 1 = {a.J - 1}, got {list(depths)}")
-    if network.training:
-        raise ValueError("the network must be in evaluation mode: call network.eval() first")
-    weights = next(network.parameters())  # whose device and precision count
+    if trained.training:
+        raise ValueError("the network must be in evaluation mode: call eval() first")
     arrays = {j: torch.empty(len(images), *a.shape(j)[1:3]) for j in depths}
     predictions = torch.empty(len(images), dtype=torch.int64)
     started = said = time.monotonic()
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
-        x = standardise(images[part], network.mean, network.std).to(weights)
+        x = prepared(trained, images[part])
         for j in range(1, a.J + 1):
-            x = network.layer(x, j)
+            x = trained.network.layer(x, j)
             if j in arrays:
                 arrays[j][part] = x[..., x.shape[-2] // 2, x.shape[-1] // 2].sum(1).cpu()
         predictions[part] = x.argmax(1).cpu()
@@ -45,6 +42,11 @@ def attribute_arrays(network, images, depths, batch_size=50, log=None):
             said = time.monotonic()
             log(f"attribute arrays of {done:,} of {len(images):,} images, {said - started:.0f} s")
     return arrays, predictions
+
+
+def prepared(trained, images):
+    """Images as the network takes them, on its device and in its precision."""
+    return trained.prepare(images).to(next(trained.parameters()))
 
 
 def smooth(arrays):
@@ -60,7 +62,7 @@ def translate(arrays, tau):
 def permutation(rows):
     """A fixed order of the rows that moves each of them and is no rotation or reflection of the circle; rows >= 4."""
     if rows < 4:
-        raise ValueError(f"rows must be at least 4 (K at least 8): every order of {rows} rows is a rotation or a reflection")
+        raise ValueError(f"rows must be at least 4 (K at least 8): every order of {rows} is a rotation or a reflection")
     for seed in count():
         order = np.random.RandomState(seed).permutation(rows)  # a stream that NumPy has frozen
         steps = set((np.roll(order, -1) - order) % rows)
@@ -69,16 +71,16 @@ def permutation(rows):
 
 
 def bootstrap(n, resamples):
-    """Weights (resamples, n) of n images in bootstrap resamples: each row sums to 1.  The same ones in every call."""
+    """Weights (resamples, n) of n images in bootstrap resamples: each row sums to 1. The same ones in every call."""
     return np.random.RandomState(0).multinomial(n, np.full(n, 1 / n), resamples) / n  # a stream that NumPy has frozen
 
 
 def nearest(queries, database, exclude=None, chunk=CHUNK):
-    """For every row of `queries` (m, d) the nearest row of `database` (n, d) in Euclidean distance, as products of matrices.
+    """For every row of `queries` (m, d) the nearest row of `database` (n, d), Euclidean, as products of matrices.
 
-    exclude: (m,) for each query the row of the database that it is itself, -1 where it is none. Returns index, distance and
-    ties (m,): the lowest index where several rows are equally near, and how many others are. Not more than max(chunk, n)
-    distances are in memory at a time, in float64.
+    exclude: (m,) for each query the row of the database that it is itself, -1 where it is none. Returns index, distance
+    and ties (m,): the lowest index where several rows are equally near, and how many others are. Not more than
+    max(chunk, n) distances are in memory at a time, in float64.
     """
     centre = database.double().mean(0)  # distances stay, and the squares below lose no digits to a common offset
     b = database.double() - centre
@@ -102,24 +104,17 @@ def nearest(queries, database, exclude=None, chunk=CHUNK):
     return index, distance, ties
 
 
+def moved(arrays, taus):
+    """Arrays (n, rows, columns) translated by every tau, smoothed and flat: (taus, n, d)."""
+    return torch.stack([smooth(translate(arrays, tau)).flatten(1) for tau in taus])
+
+
 def sequences(queries, database, taus, exclude=None, chunk=CHUNK):
     """The images x^tau at one depth: index in the database, distance and ties, each (len(taus), m).
 
     x^tau minimises || xbar_j(v_{j-1} - tau, v_j) - xbar_j^tau(v_{j-1}, v_j) || over the database, both arrays smoothed.
-    queries (m, rows, columns), database (n, rows, columns), exclude as for `nearest`; tau = 0 is the nearest neighbour.
+    queries (m, rows, columns), database (n, rows, columns), exclude as for `nearest`; tau = 0: the nearest neighbour.
     """
-    moved = torch.cat([smooth(translate(queries, tau)).flatten(1) for tau in taus])
     own = None if exclude is None else exclude.repeat(len(taus))
-    return tuple(t.view(len(taus), -1) for t in nearest(moved, smooth(database).flatten(1), own, chunk))
-
-
-def first_of_every_class(labels, n=None):
-    """Sorted indices of the first n images, taken from the classes in turn; all of them for None.  ValueError for another n."""
-    if n is None:
-        return torch.arange(len(labels))
-    if not 1 <= n <= len(labels):
-        raise ValueError(f"the number of images must be from 1 to {len(labels):,}, got {n}")
-    earlier = torch.empty_like(labels)
-    for label in labels.unique():
-        earlier[labels == label] = torch.arange(int((labels == label).sum()))
-    return earlier.argsort(stable=True)[:n].sort().values
+    found = nearest(moved(queries, taus).flatten(0, 1), smooth(database).flatten(1), own, chunk)
+    return tuple(t.view(len(taus), -1) for t in found)

@@ -135,6 +135,29 @@ def _here(training, runs):
         "core-hours": f"{mean(hours):.1f}" if hours and None not in hours else "", "processor": devices(runs)}
 
 
+def points(runs):
+    """Accuracies as numbers, a row a mark: data, system, ours (HCNN or HCNN(+)), source, parameters, core_hours,
+    accuracy, deviation. source: `paper`, or `here` for a training of the paper's tables or of HERE that was run.
+    """
+    rows = []
+    for dataset, systems in PAPER.items():
+        for model, variant, parameters, accuracy in systems + BESIDE[dataset]:
+            rows.append(dict(data=TITLES[dataset], system=model.partition(" (")[0].partition(",")[0], source="paper",
+                             ours=variant in VARIANTS, parameters=float(parameters.rstrip("M")) * 1e6,
+                             accuracy=accuracy))
+    headline = [dict(dataset=dataset, variant=row[1]) for dataset in PAPER for row in PAPER[dataset]]
+    for training in repetitions(headline + HERE):
+        if found := trained(training, runs):
+            values, hours = [run.accuracy for run in found], [run.core_hours for run in found]
+            rows.append(dict(
+                data=TITLES[training.dataset], system=training.label, source="here",
+                ours=training.architecture.variant in VARIANTS, parameters=training.architecture.count()["filters"],
+                core_hours=None if None in hours else mean(hours), accuracy=mean(values),
+                deviation=stdev(values) if len(values) > 1 else None))
+    columns = ["data", "system", "ours", "source", "parameters", "core_hours", "accuracy", "deviation"]
+    return pd.DataFrame(rows, columns=columns).astype({"core_hours": float, "deviation": float})
+
+
 def choices(runs):
     """What had to be chosen: a row for each declared pair of trainings that differ in one thing, on the same images.
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from scipy.stats import binomtest
 
 from hcnn import paths
-from hcnn.companion.interpretation.tables import check_interpretation
+from hcnn.companion.interpretation.checks import check_interpretation
 from hcnn.companion.results.runs import IMAGES, load_runs
 from hcnn.companion.results.write import with_results, write_tables
 from hcnn.companion.speed.table import check as check_speed

@@ -1,36 +1,38 @@
-"""What is compared when speed is measured: every way to compute a training step (forward and backward), and whether it is right.
+"""What is compared when speed is measured: every way to compute a training step, and whether it is right.
 
 A `Case` is one network or layer on one machine; `timing` measures it. The paths:
 
-literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of every ratio.
-looped: the 4-D convolution with the filters w, no normalisation, as a loop of 3-D ones; HCNN only. folded, unfused: one convolution
-of all attributes (HCNN); ELU(x * h) in memory, then a matrix product (HCNN(+)). windowed: folded without structural zeros.
-tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
+literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of
+every ratio. folded, unfused: one convolution of all attributes (HCNN); ELU(x * h) in memory, then a matrix product
+(HCNN(+)). windowed: folded without structural zeros. tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in Triton on
+the GPU. graph: the path of the network by default, as a CUDA graph.
 """
 
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-import torch.nn.functional as F
 
-from hcnn import counts as cost
+from hcnn import counts
 from hcnn.architecture import Architecture
 from hcnn.device import autocast_dtype
 from hcnn.network import HCNN, AttributeConv
-from hcnn.reference import attribute_layer, literal_attribute_conv
+from hcnn.reference import literal_attribute_conv
 
-PATHS = {  # names of the paths of AttributeConv, for HCNN and HCNN(+)
+PATHS = {  # operators.choice.PATHS: their names here, for HCNN and HCNN(+)
     "hcnn": {"convolution": "folded", "windowed": "windowed"},
     "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
 SUPPORT = (7, 11)
+UNIT = {"fp32": 2.0**-24, "TF32": 2.0**-11, "bf16": 2.0**-8}  # the largest relative error of one rounding
+ROUNDINGS = 16
+WINOGRAD = 16  # cuDNN may choose transforms for 3 x 3 filters in fp32, whose constants cost up to four bits
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. what: a full `layer` (j >= 4) or the whole `network` for CIFAR-10; batch: of all processes together."""
+    """What is measured: a full `layer` (j >= 4) or the `network` for CIFAR-10; batch: of all processes together."""
 
     what: str = "layer"
     variant: str = "hcnn"
@@ -47,25 +49,33 @@ class Case:
         if self.what not in ("layer", "network"):
             raise ValueError(f"what must be layer or network, got {self.what!r}")
         if self.batch % self.processes or self.threads % self.processes:
-            raise ValueError(f"batch and threads must be multiples of processes = {self.processes}, got {self.batch} and {self.threads}")
-        self.architecture  # its own checks
+            raise ValueError(f"batch and threads must be multiples of processes = {self.processes}, got {self.batch} "
+                             f"and {self.threads}")
+        _ = self.architecture  # its own checks
 
     @property
     def architecture(self):
         return Architecture.preset("cifar10", self.variant, K=self.K, Q=self.Q, image_size=(self.size, self.size))
 
+    @property
+    def name(self):
+        """In words, for a line on a terminal."""
+        processes = f", {self.processes} processes" if self.processes > 1 else ""
+        return (f"{self.what} {self.architecture.name} K={self.K} Q={self.Q} batch {self.batch} size {self.size}, "
+                f"{self.device}, {self.threads} threads{processes}")
+
 
 def multiplications(case):
     """Of one image's forward pass: (those that meet no zero of the boundary, those of the dense products).
 
-    HCNN: with the filters w. HCNN(+): with h, then with g. Every path of a variant is held against the same two numbers.
+    HCNN: with the filters w. HCNN(+): with h, then with g. Every path of a variant is held against the same numbers.
     """
     a = case.architecture
     if case.what == "network":
-        layers, useful = a.layers, cost.multiply_adds(a)
+        layers, useful = a.layers, counts.multiply_adds(a)
     else:  # what the network of J = 5 has more than that of J = 4
         deep, shallow = (a.replace(J=J, num_classes=a.K, subsampled=()) for J in (5, 4))
-        layers, (more, less) = deep.layers[3:], map(cost.multiply_adds, (deep, shallow))
+        layers, (more, less) = deep.layers[3:], map(counts.multiply_adds, (deep, shallow))
         useful = {name: more[name] and more[name] - less[name] for name in more}
     return useful["h_g" if case.variant == "hcnn-plus" else "w"], sum(_dense(case, layer) for layer in layers)
 
@@ -78,56 +88,39 @@ def _dense(case, layer):
     return outputs * inputs * taps * prod(layer.out_size)
 
 
-# ---- the paths
-
-
-def looped(x, w):
-    """W_j with the filters w (filters, s, s', k, k) themselves: a 3-D convolution for each of the s taps along v_{j-2}, summed.
-
-    x (batch, a1, a0, height, width), zeros, subsampled by 2. Returns (batch, a1', a0', filters, height, width).
-    """
-    (n, a1, *inner), (_, s, s1, k, _), rows = x.shape, w.shape, -(-x.shape[1] // 2)
-    padded, out = F.pad(x.flatten(3), (0, 0, 0, 0, s // 2, s // 2)).unflatten(3, inner[1:]), 0
-    for t in range(s):
-        z = padded[:, t : t + 2 * rows - 1 : 2].reshape(-1, 1, *inner)
-        out = out + F.conv3d(z, w[:, None, t], stride=(2, 1, 1), padding=(s1 // 2, k // 2, k // 2))
-    return out.view(n, rows, *out.shape[1:]).transpose(2, 3)
-
-
-def _literal(operator, x):
-    x = x.mean(1) if x.dim() == 6 else x
-    return literal_attribute_conv(x, operator.h, operator.g, operator.scale, operator.shift, operator.bias, operator.space.stride, operator.elu,
-                                  operator.eps)
-
-
-def _layer(case):
-    grid = (case.K // 2, case.K)
-    return AttributeConv(grid, case.K, SUPPORT, case.Q, elu=case.variant == "hcnn-plus", generator=torch.Generator().manual_seed(0))
-
-
 def available(case):
     """The (path, precision) of a case, the literal one in float32 first."""
     gpu = case.device == "cuda"
     bf16 = autocast_dtype("fast", torch.device(case.device)) == torch.bfloat16
     precisions = [p for p in PRECISIONS if p == "fp32" or (p == "TF32" and gpu) or (p == "bf16" and bf16)]
-    paths = {"folded": precisions, "windowed": [] if gpu else ["fp32"]}
+    paths = {"literal": precisions}
     if case.variant == "hcnn-plus":
-        paths = {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
-    elif case.what == "layer":
-        paths["looped"] = ["fp32"]
+        paths |= {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
+    else:
+        paths |= {"folded": precisions, "windowed": [] if gpu else ["fp32"]}
     if gpu and case.what == "network":
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
-    found = [("literal", p) for p in precisions] + [(path, p) for path, those in paths.items() for p in those]
-    if case.what == "network" and not gpu:  # which takes seconds: the literal one, and what the network chooses by itself
-        found = [(path, p) for path, p in found if (path, p) == ("literal", "fp32") or path == chosen(case.device, case.variant, p)]
+    found = [(path, p) for path, those in paths.items() for p in those]
+    if case.what == "network" and not gpu:  # which takes seconds: the literal one, and what the network chooses itself
+        found = [(path, p) for path, p in found
+                 if (path, p) == ("literal", "fp32") or path == chosen(case.device, case.variant, p)]
     return found
 
 
 def chosen(device, variant, precision):
-    """The path that the layers of the paper's network take by themselves, see `AttributeConv.choose_path`."""
+    """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
     if variant == "hcnn":
         return "windowed" if (device, precision) == ("cpu", "fp32") else "folded"
     return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
+
+
+def _literal(o):
+    """The forward pass of an AttributeConv by the literal equations."""
+    def forward(x):
+        x = x.mean(1) if x.dim() == 6 else x
+        return literal_attribute_conv(x, o.h, o.g, o.scale, o.shift, o.bias, o.space.stride, o.elu, o.eps)
+
+    return forward
 
 
 def step_of(case, path, precision, dtype=torch.float32):
@@ -135,32 +128,28 @@ def step_of(case, path, precision, dtype=torch.float32):
 
     dtype: of input and parameters; bf16 is autocast. The numbers are random and the same for every path.
     """
-    device, random = torch.device(case.device), torch.Generator().manual_seed(1)
-    n = case.batch // case.processes
+    initial, random = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    device, n, grid = torch.device(case.device), case.batch // case.processes, (case.K // 2, case.K)
     if case.what == "network":
-        model = HCNN(case.architecture, torch.Generator().manual_seed(0))
-        x, operators = torch.randn(n, 3, case.size, case.size, generator=random), [o for o in model.operators if getattr(o, "Q", None)]
+        model = HCNN(case.architecture, initial)
+        operators, shape = [o for o in model.operators if getattr(o, "Q", None)], (n, case.architecture.num_classes)
+        x = torch.randn(n, 3, case.size, case.size, generator=random)
     else:
-        model = _layer(case)
-        x, operators = torch.randn(n, case.K // 2, case.K, case.size, case.size, generator=random), [model]
+        model = AttributeConv(grid, case.K, SUPPORT, case.Q, elu=case.variant == "hcnn-plus", generator=initial)
+        operators, shape = [model], (n, *model.out_grid, case.K, case.size, case.size)
+        x = torch.randn(n, *grid, case.size, case.size, generator=random)
     model, x = model.to(device, dtype), x.to(device, dtype).requires_grad_(case.what == "layer")
     for operator in operators:
         if path == "literal":
-            operator.forward = lambda x, operator=operator: _literal(operator, x)
-        elif path not in ("looped", "graph"):
+            operator.forward = _literal(operator)
+        elif path != "graph":
             operator.path = {name: own for own, name in PATHS[case.variant].items()}[path]
-    leaves = [x, *model.parameters()] if x.requires_grad else [*model.parameters()]
-    forward = model
-    if path == "looped":
-        w = torch.einsum("qab,fqst->fstab", model.h, model.g).detach().requires_grad_()
-        convolve = attribute_layer if dtype == torch.float64 else looped  # equation (4) is the oracle
-        forward, leaves = lambda x: convolve(x, w), [x, w]
-    shape = forward(x).shape if case.what == "network" else (n, case.K // 4, case.K // 2, case.K, case.size, case.size)
+    leaves = [*([x] if x.requires_grad else []), *model.parameters()]
     direction = torch.randn(shape, generator=random).to(device, dtype)
 
     def step():
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            out = forward(x)
+            out = model(x)
         out.backward(direction.to(out.dtype))
         found = out.detach(), *(leaf.grad for leaf in leaves)
         for leaf in leaves:
@@ -170,20 +159,17 @@ def step_of(case, path, precision, dtype=torch.float32):
     return step
 
 
-UNIT = {"fp32": 2.0**-24, "TF32": 2.0**-11, "bf16": 2.0**-8}  # the largest relative error of one rounding
-ROUNDINGS = 16
-
-
 def parity(case, path, precision):
-    """(largest relative error, what rounding explains) of output and gradients against the literal implementation in float64.
+    """(largest relative error, what rounding explains) of output and gradients against the literal path in float64.
 
-    Errors are relative in the Euclidean norm. A number of the forward pass is rounded as x, h, x * h, g and sum, one of the backward
-    pass as often again, and the normalisation passes errors on once more: fewer than 16 roundings of at most one unit each, which
-    stand in line at the worst, and float32 adds its own in sums of thousands of terms, which grow with the square root of their number.
-    In a network this comes together layer by layer.
+    Errors are relative in the Euclidean norm. A number of the forward pass is rounded as x, h, x * h, g and sum, one of
+    the backward pass as often again, and the normalisation passes errors on once more: fewer than 16 roundings of at
+    most one unit each, which stand in line at the worst, and float32 adds its own in sums of thousands of terms, which
+    grow with the square root of their number. In a network this comes together layer by layer.
     """
     layers = 1 if case.what == "layer" else case.architecture.J - 1
+    unit = UNIT[precision] * (WINOGRAD if (case.device, precision) == ("cuda", "fp32") else 1)
     found = step_of(case, path, precision)()
-    right = step_of(replace(case, device="cpu"), "looped" if path == "looped" else "literal", "fp32", torch.float64)()
+    right = step_of(replace(case, device="cpu"), "literal", "fp32", torch.float64)()
     errors = torch.stack([(a.double().cpu() - b).norm() / b.norm() for a, b in zip(found, right)])
-    return errors.max().item(), layers * (ROUNDINGS * UNIT[precision] + 64 * UNIT["fp32"])
+    return errors.max().item(), layers * (ROUNDINGS * unit + 64 * UNIT["fp32"])

@@ -1,17 +1,17 @@
-"""Seconds and memory of the paths of a `speed.Case`, in a process of its own: `python -m hcnn.companion.speed.timing CASE`.
+"""Seconds and memory of the paths of a `Case`, in processes of their own: `python -m hcnn.companion.speed.timing CASE`.
 
-All paths take turns after a warm-up, so that what slows the machine slows all of them. A path whose results differ from the literal
-equations in float64 by more than rounding explains is not timed.
+All paths take turns after a warm-up, so that what slows the machine slows all of them. A path whose results differ from
+the literal equations in float64 by more than rounding explains is not timed.
 """
 
 import ctypes
 import gc
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,11 +24,12 @@ from hcnn.device import device_name, tf32
 from hcnn.training.graphed import WARM_UP, GraphedStep
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the yardstick of the machine
-STEP = 3  # a step takes three times the multiplications of its forward pass: one more for the input, one for the filters
+STEP = 3  # times the multiplications of its forward pass: as many for the gradient of the input and of the filters
+BLOCK, YARDSTICK = 0.02, 0.2  # least seconds of a block of steps that are timed together, of the product of matrices
 
 
 def run(case, log=print):
-    """Measure a case: [row], one for each path, the columns those of `speed_table`. A line for each path that is not timed."""
+    """Measure a case: a row of speed.csv for each path. A line for each path that is not timed."""
     answers = _children(case)
     for line in answers[0]["lines"]:
         log(line)
@@ -36,18 +37,21 @@ def run(case, log=print):
 
 
 def rows(case, answers):
-    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates of products add up."""
-    made, (useful, dense) = [], (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
-    for key in answers[0]["seconds"]:
+    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates add up.
+
+    Where the literal path failed its check, what is held against it is not a number.
+    """
+    useful, dense = (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
+    slowest = {key: max((a["seconds"][key] for a in answers), key=median) for key in answers[0]["seconds"]}
+    made = []
+    for key, seconds in slowest.items():
         path, precision = key.split()
-        slowest = max((a["seconds"][key] for a in answers), key=median)
-        low, _, high = quantiles(slowest, n=4, method="inclusive")
+        low, _, high = quantiles(seconds, n=4, method="inclusive")
         memory = [a["memory"][key] for a in answers]
         made.append(dict(
             asdict(case), processor=answers[0]["processor"], torch=answers[0]["torch"], path=path, precision=precision,
-            seconds=median(slowest), spread=high - low,
-            peak_mb=None if None in memory else sum(memory),
-            literal_seconds=max(median(a["seconds"]["literal fp32"]) for a in answers), useful_gflop=useful, dense_gflop=dense,
+            seconds=median(seconds), spread=high - low, peak_mb=None if None in memory else sum(memory),
+            literal_seconds=median(slowest.get("literal fp32", [float("nan")])), useful_gflop=useful, dense_gflop=dense,
             matrix_gflops=sum(a["matrix_gflops"][precision] for a in answers)))
     return made
 
@@ -57,8 +61,8 @@ def _children(case):
     threads = str(case.threads // case.processes)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, "-m", "hcnn.companion.speed.timing", json.dumps(asdict(case))]
-    children = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                for _ in range(case.processes)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(case.processes)]
     try:
         for child in children:
             child.stdout.readline()
@@ -76,23 +80,33 @@ def _children(case):
 
 
 def measure(case, ready=lambda: None):
-    """In the process of its own: {"seconds": {"path precision": times}, "memory": megabytes, "lines": paths that are wrong, ...}."""
+    """In a process of its own: seconds and memory by "path precision", and lines about the paths that are wrong."""
     steps, lines = _right_steps(case)
-    gpu, found = case.device == "cuda", dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__)
-    for (_, precision), step in steps.items():
-        with tf32(precision == "TF32"):
-            step()
+    threads = case.threads // case.processes
+    timers = {key: _timer("step()", threads, step=step) for key, step in steps.items()}
+    block = {}
+    for key, timer in timers.items():
+        with tf32(key[1] == "TF32"):
+            block[key] = timer.blocked_autorange(min_run_time=BLOCK).number_per_run
     ready()
     seconds = {key: [] for key in steps}
     for _ in range(case.rounds):
-        for key, step in steps.items():
+        for key, timer in timers.items():
             with tf32(key[1] == "TF32"):
-                seconds[key].append(_seconds(step, gpu))
-    found["seconds"] = {" ".join(key): times for key, times in seconds.items()}
-    found["matrix_gflops"] = {precision: _matrix_rate(case.device, precision) for precision in {key[1] for key in steps}}
-    found["memory"] = {" ".join(key): None if key[0] == "graph" else _peak(step, key[1], gpu)  # a graph has taken its memory before
-                       for key, step in steps.items()}
-    return found
+                seconds[key] += timer.timeit(block[key]).times
+    memory = {key: _peak(step, key, case.device) for key, step in steps.items()}
+    rates = {precision: _matrix_rate(case.device, precision, threads) for precision in {key[1] for key in steps}}
+    seconds, memory = ({" ".join(key): value for key, value in found.items()} for found in (seconds, memory))
+    return dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__,
+                seconds=seconds, memory=memory, matrix_gflops=rates)
+
+
+def _timer(statement, threads, **names):
+    """A Timer of torch.utils.benchmark, without the warning that its import gives where there is no GPU."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
+    return Timer(statement, globals=names, num_threads=threads)
 
 
 def _right_steps(case):
@@ -103,7 +117,7 @@ def _right_steps(case):
     for path, precision in available(case):
         if path == "graph":
             eager = step_of(case, path, precision)
-            graph = GraphedStep(lambda: None if eager() else None, [], lines.append)
+            graph = GraphedStep(lambda step=eager: None if step() else None, [], lines.append)
             for _ in range(WARM_UP + 1):
                 graph()
             if graph.replay is not None:
@@ -114,33 +128,23 @@ def _right_steps(case):
         if error <= allowed:
             steps[path, precision] = step_of(case, path, precision)
         else:
-            lines.append(f"{case.variant} {path} {precision} is wrong and not timed: error {error:.1e}, rounding explains {allowed:.1e}")
+            lines.append(f"{case.variant} {path} {precision} is wrong and not timed: error {error:.1e}, "
+                         f"rounding explains {allowed:.1e}")
     return steps, lines
 
 
-def _seconds(step, gpu):
-    if gpu:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000
-    begin = time.perf_counter()
-    step()
-    return time.perf_counter() - begin
+def _peak(step, key, device):
+    """Megabytes that a step takes beyond what is there before: by the GPU's allocator, by the resident set on a CPU.
 
-
-def _peak(step, precision, gpu):
-    """Megabytes that a step takes beyond what is there before: by the allocator of the GPU, by the resident set on a CPU.
-
-    On a CPU what earlier steps have freed is first given back to the system, and large blocks are from now on as soon as they are
-    freed; then the system's high-water mark is reset. None where this is not Linux with its usual C library.
+    On a CPU what earlier steps have freed is first given back to the system, and large blocks are from now on as soon
+    as they are freed; then the system's high-water mark is reset. None where this is not Linux with its usual C
+    library, and for a graph, which has taken its memory before.
     """
-    with tf32(precision == "TF32"):
+    if key[0] == "graph":
+        return None
+    with tf32(key[1] == "TF32"):
         gc.collect()
-        if gpu:
+        if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -165,13 +169,13 @@ def _status(name):
     return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
 
 
-def _matrix_rate(device, precision):
+def _matrix_rate(device, precision, threads):
     """Billions of operations a second of a large matrix product: the yardstick of the machine."""
-    n, gpu = MATRIX[device], device == "cuda"
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32) for _ in range(2))
+    n, dtype = MATRIX[device], torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with tf32(precision == "TF32"):
-        times = [_seconds(lambda: torch.mm(a, b), gpu) for _ in range(21 if gpu else 6)][1:]
-    return 2 * n**3 / median(times) / 1e9
+        product = _timer("torch.mm(a, b)", threads, torch=torch, a=a, b=b)
+        return 2 * n**3 / product.blocked_autorange(min_run_time=YARDSTICK).median / 1e9
 
 
 def main(case):
