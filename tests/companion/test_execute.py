@@ -162,7 +162,8 @@ def test_a_killed_runner_leaves_no_copy_and_its_kernel_ends(folder):
     notebook, pid = folder / "notebooks" / "05_results.ipynb", folder / "pid"
     wait = f"import time; open('{pid}', 'w').write(str(os.getpid())); time.sleep(120)"
     notebook.write_text(notebook.read_text().replace("print('in', os.getcwd())", wait))
-    code = f"from hcnn.companion.notebooks import execute; execute.NOTEBOOKS = __import__('pathlib').Path({str(notebook.parent)!r})"
+    code = ("import pathlib; from hcnn.companion.notebooks import execute; "
+            f"execute.NOTEBOOKS = pathlib.Path({str(notebook.parent)!r})")
     environment = os.environ | {"HCNN_RESULTS": str(folder / "results"), "PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen([sys.executable, "-c", f"{code}; execute.main(['05'])"], env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -228,14 +229,16 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     assert len({copy for *_, copy in steps}) == len(steps), "no copy takes the place of another"
     trained = [given for path, given, _ in steps if path.stem in profiles.TRAINING.values()]
     assert all(given.items() >= asked.items() for given, asked in zip(trained, QUICK))
-    assert {given["dataset"] for path, given, _ in execute.everything("small", ["digits"]) if "dataset" in given} == {"digits"}
+    on_digits = [given for _, given, _ in execute.everything("small", ["digits"])]
+    assert {given["dataset"] for given in on_digits if "dataset" in given} == {"digits"}
 
 
 def test_the_paper_s_profile_keeps_everything_in_results_and_trains_every_system_in_full():
     steps = execute.everything("paper", ["cifar10", "cifar100"])
     assert all(copy.parent == keeping.paths.RESULTS / "notebooks" for *_, copy in steps)
     trained = [given for path, given, _ in steps if path.stem in profiles.TRAINING.values()]
-    assert [(given["K"], given["Q"], given["epochs"], given["train_size"]) for given in trained] == [(16, 32, None, None)] * 4
+    sizes = [[given[name] for name in ("K", "Q", "epochs", "train_size")] for given in trained]
+    assert sizes == [[16, 32, None, None]] * 4
 
 
 def test_refresh_keeps_outputs_of_checked_cells_only_and_leaves_a_notebook_that_fails_as_it_is(folder, capsys):

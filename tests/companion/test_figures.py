@@ -10,6 +10,8 @@ from PIL import Image
 
 from hcnn import Architecture
 from hcnn.companion.figures import common as figures
+from hcnn.companion.figures import counts, layers
+from hcnn.companion.figures.architecture import draw
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def written(fig):
     Architecture(), Architecture.preset("cifar100", "hcnn-plus"), Architecture(K=4, J=4, image_size=(7, 9), subsampled=()),
     Architecture(in_channels=1), Architecture(K=20, J=14, num_classes=2)])
 def test_architecture_figure_writes_every_size_of_the_network(a):
-    texts = written(figures.architecture(a))
+    texts = written(draw(a))
     assert [f"$x_{{{j}}}$" for j in range(a.J + 1)] == [text for text in texts if text.startswith("$x_{")]
     for j in range(1, a.J):
         attributes, (height, width) = a.shape(j)[:-2], a.shape(j)[-2:]
@@ -47,36 +49,36 @@ def test_compact_png_has_a_third_of_the_bytes_and_no_colour_that_differs_visibly
     assert len(small) < 0.4 * len(png.getvalue())
 
 
-def test_two_saves_give_the_same_png_and_pdf(tmp_path):
+def test_two_saves_give_the_same_png_and_nothing_else(tmp_path):
     for folder in ("one", "two"):
-        figures.save(figures.rank({1: 0.5, 2: 1e-16}, rank_limit=2), "rank", tmp_path / folder)
-    for suffix in ("png", "pdf"):
-        assert (tmp_path / "one" / f"rank.{suffix}").read_bytes() == (tmp_path / "two" / f"rank.{suffix}").read_bytes()
+        figures.save(layers.rank({1: 0.5, 2: 1e-16}, rank_limit=2), "rank", tmp_path / folder)
+    (first,), (second,) = ((tmp_path / folder).iterdir() for folder in ("one", "two"))
+    assert first.name == "rank.png" and first.read_bytes() == second.read_bytes()
 
 
 def test_invariance_writes_0_for_what_is_exact_and_nothing_where_there_is_no_translation():
     frame = pd.DataFrame([[1e-15, 0.25], [np.nan, 1e-6]], index=[3, 4], columns=[1, 2])
-    fig = figures.invariance({("periodic", "$v_j$"): frame, ("zeros", "$v_j$"): frame})
+    fig = layers.invariance({("periodic", "$v_j$"): frame, ("zeros", "$v_j$"): frame})
     assert [text for text in written(fig) if text] == ["0", "0.25", "1e-06"] * 2
 
 
 def test_maps_share_one_scale_around_zero():
-    fig = figures.maps({"a": [None, np.full((2, 2), 3.0)], "b": [np.zeros((2, 2)), np.full((2, 2), -5.0)]}, ["image", "map"])
+    fig = layers.maps({"a": [None, np.full((2, 2), 3.0)], "b": [np.zeros((2, 2)), np.full((2, 2), -5.0)]}, ["image", "map"])
     assert [ax.images[0].get_clim() for ax in (fig.axes[1], fig.axes[3])] == [(-5, 5)] * 2 and not fig.axes[0].images
 
 
 def test_tap_tables_state_the_share_that_is_not_zero():
-    fig = figures.tap_tables({"zeros": np.array([[0, 2], [2, 2]])}, (1, 2), taps=2)
+    fig = layers.tap_tables({"zeros": np.array([[0, 2], [2, 2]])}, (1, 2), taps=2)
     assert fig.axes[0].get_title().startswith("zeros: 25%")
 
 
 def test_exact_zeros_stay_on_the_logarithmic_axis():
-    fig = figures.covariance({"periodic": {"u": {4: 0.0, 5: 1e-15}}, "zeros": {"u": {4: 1.0, 5: 0.5}}})
+    fig = layers.covariance({"periodic": {"u": {4: 0.0, 5: 1e-15}}, "zeros": {"u": {4: 1.0, 5: 0.5}}})
     assert list(fig.axes[0].lines[0].get_ydata()) == [1e-17, 1e-15]
 
 
 def test_spectrograms_put_the_highest_frequency_on_top():
-    fig = figures.spectrograms({"a": np.ones((4, 3)), "b": np.ones((4, 3))}, bins_per_octave=8)
+    fig = layers.spectrograms({"a": np.ones((4, 3)), "b": np.ones((4, 3))}, bins_per_octave=8)
     assert fig.axes[0].images[0].origin == "lower" and "1/8 octave" in fig.axes[0].get_ylabel()
 
 
@@ -101,3 +103,16 @@ def test_an_epoch_is_an_integer_and_a_panel_gives_no_colour_to_two_networks():
         low, high = ax.get_xlim()
         assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
         assert len({line.get_color() for line in ax.lines if len(line.get_ydata())}) == 2
+
+
+def test_accuracy_has_a_panel_a_data_set_open_marks_for_the_paper_and_a_bar_of_one_deviation():
+    points = pd.DataFrame([
+        dict(data="CIFAR-10", system="HCNN", ours=True, source="paper", parameters=1e5, accuracy=91.2),
+        dict(data="CIFAR-10", system="HCNN here", ours=True, source="here", parameters=1e5, accuracy=90.0, deviation=0.5),
+        dict(data="CIFAR-100", system="All-CNN", ours=False, source="paper", parameters=1e6, accuracy=66.3)])
+    fig = counts.accuracy_against(points.assign(core_hours=np.nan), "parameters", "parameters")
+    assert [ax.get_title() for ax in fig.axes] == ["CIFAR-10", "CIFAR-100"] and written(fig)[:2] == ["HCNN", "HCNN here"]
+    paper, here = fig.axes[0].containers
+    assert paper[0].get_markerfacecolor() == "none" != here[0].get_markerfacecolor()
+    assert np.allclose(here[2][0].get_segments()[0][:, 1], [89.5, 90.5])
+    assert counts.accuracy_against(points.assign(core_hours=np.nan), "core_hours", "core-hours") is None

@@ -2,45 +2,45 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binom, spearmanr
+from scipy.stats import binomtest, spearmanr
 
 from hcnn import HCNN, Architecture
 from hcnn.companion.baselines.systems import Baseline
 from hcnn.companion.figures import interpretation as drawing
-from hcnn.companion.interpretation import measure as interpretation
-from hcnn.companion.interpretation import properties
+from hcnn.companion.interpretation import measure, properties, storage
 from hcnn.companion.interpretation.attributes import (
     attribute_arrays,
     bootstrap,
-    first_of_every_class,
     nearest,
     permutation,
     sequences,
     smooth,
     translate,
 )
-from hcnn.data.augment import standardise
+from hcnn.companion.interpretation.probability import progression, same_class_probability
+from hcnn.companion.notebooks import interpretation as cells
 from hcnn.data.datasets import load_dataset
 from hcnn.network import build
+from hcnn.training.recipe import Recipe
+from hcnn.training.trained import TrainedNetwork
 
 TINY = dict(K=8, Q=2, J=6, attribute_support=(3, 5), subsampled=(1, 2, 3), num_classes=10)
 
 
 def network(**changes):
-    """A random network in evaluation mode with what `hcnn.load` adds to it."""
+    """A random network as `hcnn.load` returns them."""
     net = HCNN(Architecture(**(TINY | changes)), torch.Generator().manual_seed(0))
-    net.mean, net.std, net.run = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), dict(name="tiny", weights_sha256="0" * 64)
     with torch.no_grad():
         net(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
-    return net.eval()
+    run = dict(name="tiny", weights_sha256="0" * 64, classes=list("0123456789"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3),
+               parameters=dict(recipe=Recipe().as_dict()))
+    return TrainedNetwork(net, run, None)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_arrays_are_equation_9_at_the_central_position(digits, padding_mode):
     net, images = network(padding_mode=padding_mode), digits.train_images[:7]
     arrays, predictions = attribute_arrays(net, images, [3, 4, 5], batch_size=3)
     with torch.no_grad():
-        x = net.activations(standardise(images, net.mean, net.std), [3, 4, 5, 6])
+        x = net.network.activations(net.prepare(images), [3, 4, 5, 6])
     for j in (3, 4, 5):
         height, width = x[j].shape[-2:]
         assert torch.allclose(arrays[j], x[j][..., height // 2, width // 2].sum(1), atol=1e-5)
@@ -160,16 +160,6 @@ def test_planted_image_is_found_for_every_translation():
     assert own[0, 0] != 0 and own[1, 1] != 11 and own[0, 2] == 20, "an excluded image is excluded for every translation"
 
 
-def test_classes_are_balanced_and_indices_sorted():
-    labels = torch.tensor([2, 2, 0, 1, 2, 0, 1, 1])
-    assert first_of_every_class(labels, 3).tolist() == [0, 2, 3]
-    assert first_of_every_class(labels, 5).tolist() == [0, 1, 2, 3, 5]
-    assert torch.equal(first_of_every_class(labels), torch.arange(8))
-    for n in (0, 9):
-        with pytest.raises(ValueError, match="from 1 to 8"):
-            first_of_every_class(labels, n)
-
-
 def planted(labels_of_index, m=500, depths=(3, 4, 5), taus=(0, 1, 2, 3)):
     """A result of `interpret` with a database of ten classes in which x^tau has the class `labels_of_index(query label, depth)`."""
     own = np.arange(m) % 10
@@ -180,14 +170,19 @@ def planted(labels_of_index, m=500, depths=(3, 4, 5), taus=(0, 1, 2, 3)):
 
 def test_probability_of_a_planted_database_is_one_and_of_a_random_one_chance():
     a, draw = Architecture(**TINY), np.random.default_rng(0)
-    certain = interpretation.same_class_probability(planted(lambda own, j: own), a)
-    assert (certain[certain.kind != "chance"][["probability", "low", "high", "said"]] == 1).all(axis=None)
+    certain = same_class_probability(planted(lambda own, j: own), a)
+    assert (certain[certain.kind != "chance"][["probability", "said"]] == 1).all(axis=None)
     assert np.allclose(certain[certain.kind == "chance"].probability, 0.1)
-    chance = interpretation.same_class_probability(planted(lambda own, j: draw.integers(0, 10, len(own))), a)
+    chance = same_class_probability(planted(lambda own, j: draw.integers(0, 10, len(own))), a)
     assert chance.probability.sub(0.1).abs().max() < 0.05
     chance = chance[chance.kind != "chance"]
     inside = (chance.low <= 0.1) & (0.1 <= chance.high)
     assert inside.mean() > 0.8, "an interval of 95% holds the truth nearly always"
+
+
+def test_intervals_are_wilson_s_also_where_every_image_keeps_its_class():
+    rows = same_class_probability(planted(lambda own, j: own, m=40), Architecture(**TINY))
+    assert rows[rows.kind == "translated"].low.unique() == pytest.approx(binomtest(40, 40).proportion_ci(0.95, "wilson").low)
 
 
 def test_intervals_narrow_as_one_over_the_root_of_n():
@@ -195,19 +190,13 @@ def test_intervals_narrow_as_one_over_the_root_of_n():
     widths = []
     for m in (200, 5000):
         found = planted(lambda own, j: np.where(draw.random(len(own)) < 0.5, own, (own + 1) % 10), m)
-        rows = interpretation.same_class_probability(found, Architecture(**TINY))
+        rows = same_class_probability(found, Architecture(**TINY))
         widths.append((rows.high - rows.low)[rows.kind == "translated"].mean())
     assert widths[0] / widths[1] == pytest.approx(5, rel=0.15) and widths[0] == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("right, n", [(0, 10), (3, 10), (10, 10), (420, 1000)])
-def test_interval_is_that_of_endless_bootstrap_resamples(right, n):
-    low, high = interpretation.interval_of_share(right, n)
-    assert (low, high) == tuple(binom.ppf((0.025, 0.975), n, right / n) / n)
-
-
 def test_odd_translations_are_marked_exact_at_the_deepest_array_only():
-    rows = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
+    rows = same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
     exact = {(r.depth, r.tau) for r in rows[rows.kind == "translated"].itertuples() if r.exact}
     assert exact == {(3, 2), (4, 2), (5, 1), (5, 2), (5, 3)}
 
@@ -215,10 +204,10 @@ def test_odd_translations_are_marked_exact_at_the_deepest_array_only():
 def test_progression_tells_a_rise_with_depth_from_a_constant():
     draw = np.random.default_rng(0)
     rising = planted(lambda own, j: np.where(draw.random(len(own)) < 0.2 * (j - 2), own, (own + 1) % 10))
-    rise = interpretation.progression(rising).set_index("statistic")
+    rise = progression(rising).set_index("statistic")
     assert rise.loc["rank correlation with depth", "low"] > 0.99 and rise.loc["deepest - shallowest", "low"] > 0.3
     constant = planted(lambda own, j: np.where(draw.random(len(own)) < 0.5, own, (own + 1) % 10))
-    flat = interpretation.progression(constant).set_index("statistic")
+    flat = progression(constant).set_index("statistic")
     assert flat.loc["deepest - shallowest", "low"] < 0.05 and abs(flat.loc["translated - nearest", "value"]) < 0.05
 
 
@@ -228,7 +217,7 @@ def test_rank_correlation_with_depth_counts_equal_probabilities_as_equal():
     kept = (found["labels"][found["index"]] == found["query_labels"])[:, 1:].sum(1)
     resamples = np.rint(bootstrap(m, 1000) * m).astype(int)
     exact = [spearmanr(found["depths"], kept @ resample).statistic for resample in resamples]
-    row = interpretation.progression(found).set_index("statistic").loc["rank correlation with depth"]
+    row = progression(found).set_index("statistic").loc["rank correlation with depth"]
     assert (row.low, row.high) == pytest.approx(tuple(np.quantile(exact, (0.025, 0.975))), abs=1e-12)
 
 
@@ -286,14 +275,14 @@ def test_scores_ignore_exactly_the_exact_translations_with_periodic_boundaries(d
 
 def test_network_without_ordered_channels_is_refused(digits):
     with pytest.raises(ValueError, match="must be HCNN or HCNN.*got ResNet-20"):
-        interpretation.settings(build(Baseline.preset("digits", "resnet-20")), digits)
+        measure.ask(SimpleNamespace(architecture=build(Baseline.preset("digits", "resnet-20")).architecture), digits)
 
 
 def test_result_is_consistent_and_survives_storage(digits, tmp_path):
     net = network()
-    asked = interpretation.settings(net, digits, images=[0, 3], database=40, queries=10, altered=3, depths=[3, 5])
+    asked = measure.ask(net, digits, images=[0, 3], database=40, queries=10, altered=3, depths=[3, 5])
     assert asked["taus"] == [0, 1, 2, 3], "a circle of four rows has no other translations"
-    found = interpretation.interpret(net, digits, asked, log=None)
+    found = measure.interpret(net, digits, asked, log=None)
     assert found["index"].shape == found["distance"].shape == (2, 4, 10) and found["image_index"].shape == (2, 4, 2)
     arrays, said = attribute_arrays(net, digits.train_images, [5])
     base = found["database"]
@@ -305,47 +294,47 @@ def test_result_is_consistent_and_survives_storage(digits, tmp_path):
             assert np.allclose(found["nearest_arrays_5"][t, f], arrays[5][base[found["image_index"][1, t, f]]], rtol=1e-3, atol=1e-6)
     assert np.array_equal(found["predictions"], said[base]) and np.array_equal(found["labels"], digits.train_labels[base])
 
-    assert interpretation.load_interpretation(tmp_path) is None
-    interpretation.save_interpretation(tmp_path, found)
-    stored = interpretation.load_interpretation(tmp_path, asked)
+    assert storage.load_interpretation(tmp_path) is None
+    storage.save_interpretation(tmp_path, found)
+    stored = storage.load_interpretation(tmp_path, asked)
     assert stored.keys() == found.keys() and all(np.array_equal(stored[name], found[name]) for name in found)
-    assert interpretation.table(stored, "shifts").equals(interpretation.table(found, "shifts"))
-    assert interpretation.load_interpretation(tmp_path, asked | dict(weights="1" * 64)) is None, "other weights, another result"
-    assert [path.name for path in tmp_path.iterdir()] == [interpretation.FILE]
+    assert storage.frame(stored, "shifts").equals(storage.frame(found, "shifts"))
+    assert storage.load_interpretation(tmp_path, asked | dict(weights="1" * 64)) is None, "other weights, another result"
+    assert [path.name for path in tmp_path.iterdir()] == [storage.FILE]
 
-    (tmp_path / interpretation.FILE).write_bytes((tmp_path / interpretation.FILE).read_bytes()[:500])
+    (tmp_path / storage.FILE).write_bytes((tmp_path / storage.FILE).read_bytes()[:500])
     with pytest.raises(ValueError, match=r"interpretation.npz is damaged .*; delete it"):
-        interpretation.load_interpretation(tmp_path)
+        storage.load_interpretation(tmp_path)
 
 
 def test_settings_refuse_what_cannot_be_computed(digits):
     with pytest.raises(ValueError, match="rows must be at least 4"):
-        interpretation.settings(network(K=4), digits, [0])
+        measure.ask(network(K=4), digits, [0])
     with pytest.raises(ValueError, match="images must be indices of training images, 0 to 59, got \\[60\\]"):
-        interpretation.settings(network(), digits, [60])
+        measure.ask(network(), digits, [60])
 
 
 def test_figures_write_class_and_prediction_under_every_image(digits):
     net = network()
-    found = interpretation.interpret(net, digits, interpretation.settings(net, digits, [0, 1, 2], 30, 10, 2), log=None)
+    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 1, 2], 30, 10, 2), log=None)
     fig = drawing.with_arrays(found, 5, [0, 1], digits, "title")
     assert len(fig.axes) == 2 * 2 * 4  # two images, each a row of images above a row of arrays, columns x, 1, 2, 3
     label, said = found["image_labels"][0], found["image_predictions"][0]
     assert fig.axes[0].get_xlabel() == f"{label}\n" + (f"said: {said}" if said != label else "")
-    fig = drawing.by_depth(found, [0, 1, 2], digits, "title")
+    fig = drawing.rows_by_depth(found, [0, 1, 2], digits, "title")
     assert len(fig.axes) == 3 * 4 and [fig.axes[4 * d].get_ylabel() for d in range(3)] == ["j = 3", "j = 4", "j = 5"]
-    assert len(drawing.one(found, 4, 2, 3, digits).axes) == 5
-    legend = drawing.probabilities(interpretation.same_class_probability(found, net.architecture), "title").axes[0].get_legend()
+    assert len(drawing.one_search(found, 4, 2, 3, digits).axes) == 5
+    legend = drawing.probabilities(same_class_probability(found, net.architecture), "title").axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
         "even $\\tau$", "odd $\\tau$", "untranslated nearest neighbour", "rows in a non-cyclic order", "chance"]
-    assert len(drawing.properties(properties.monotonicity(interpretation.table(found, "shifts")), "title").axes) == 4
+    assert len(drawing.known_changes(properties.monotonicity(storage.frame(found, "shifts")), "title").axes) == 4
 
 
 def test_runs_stand_side_by_side_with_what_they_are():
-    table = interpretation.same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
-    heads = [dict(run=name, network="HCNN K=8", seed=seed, accuracy="65.22", database=40, queries=500, **{"trained on": "digits"})
+    table = same_class_probability(planted(lambda own, j: own), Architecture(**TINY))
+    heads = [dict(run=name, network="HCNN K=8", seed=seed, accuracy=65.22, database=40, queries=500, **{"trained on": "digits"})
              for seed, name in enumerate("abcd")]
-    fig = drawing.by_run(pd.concat([table.assign(**head) for head in heads]))
+    fig = drawing.probabilities_by_run(pd.concat([table.assign(**head) for head in heads]))
     titled = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert all(ax.get_ylim()[1] > table.high.max() for ax in fig.axes if ax.get_title()), "one scale, and nothing above it"
     assert len(titled) == 4 and titled[2].startswith("HCNN K=8, seed 2: 65.22%") and "n = 500" in titled[2]
@@ -371,15 +360,23 @@ def test_resamples_of_the_change_hold_the_share_that_is_explained():
     assert shares.quantile(0.025) < properties.best_translation(before, after)[1] < shares.quantile(0.975) and shares.std() < 0.03
 
 
-def test_the_last_cell_of_notebook_6_shows_a_picture_without_widgets(monkeypatch, capsys):
-    cells = nbformat.read(Path(__file__).parents[2] / "notebooks" / "06_interpretation.ipynb", as_version=4).cells
-    (source,) = [cell.source for cell in cells if "ipywidgets" in cell.source]
+def test_a_look_at_one_search_shows_a_picture_without_widgets(monkeypatch, capsys):
     drawn, made = [], []
-    names = dict(drawing=SimpleNamespace(one=lambda *choice: drawn.append(choice[1:4])), plt=SimpleNamespace(show=lambda: None), found={},
-                 data=None, depths=[3, 5], asked=dict(taus=[0, 1]), shown=[7, 8])
+    monkeypatch.setattr(cells.drawing, "one_search", lambda *choice: drawn.append(choice[1:4]))
+    monkeypatch.setattr(cells.plt, "show", lambda: None)
+    shown = SimpleNamespace(found=dict(taus=np.array([0, 1]), images=[7, 8]), depths=[3, 5], data=None)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)  # as where it is not installed
-    exec(source, dict(names))
+    cells.explore(shown)
     assert drawn == [(5, 0, 1)] and "ipywidgets is not installed" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=lambda look, **choices: made.append(choices)))
-    exec(source, dict(names))
+    cells.explore(shown)
     assert made == [dict(image=[0, 1], depth=[3, 5], tau=[0, 1])]
+
+
+def test_verdicts_are_in_words_and_follow_from_the_numbers(digits):
+    net = network()
+    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 3], 40, 10, 3), log=None)
+    rising = found | planted(lambda own, j: own if j == 5 else (own + 1) % 10, m=100)
+    said = cells.verdict_on_classes(rising, same_class_probability(rising, net.architecture))
+    assert "from 0.000 at j = 3 to 1.000 at j = 5 (rank correlation" in said
+    assert "is not supported by this network (3 images, n = 1 network)" in cells.verdict_on_changes(found)

@@ -63,16 +63,19 @@ def _in_range(run, found, data):
 
 
 def _distances_of_arrays(run, found, data):
-    """The images shown: none is its own x^tau, and each distance is that of the stored arrays."""
+    """The images shown: none is its own x^tau, distances are those of the arrays, no other stored array is nearer."""
     if (found["database"][found["image_index"]] == found["images"]).any():
         yield "an image shown is its own nearest one"
     for d, j in enumerate(found["depths"].tolist()):
         own, near = (torch.from_numpy(found[f"{name}_{j}"]).float() for name in ("arrays", "nearest_arrays"))
-        near = smooth(near).flatten(2)  # (taus, images, numbers)
-        distance = (moved(own, found["taus"].tolist()) - near).norm(dim=2)
-        scale = TOLERANCE * near.norm(dim=2).mean()
-        if ((distance - torch.from_numpy(found["image_distance"][d]).float()).abs() > scale).any():
+        own, near = moved(own, found["taus"].tolist()), smooth(near).flatten(2)  # (taus, images, numbers)
+        said, scale = torch.from_numpy(found["image_distance"][d]).float(), TOLERANCE * near.norm(dim=2).mean()
+        if (((own - near).norm(dim=2) - said).abs() > scale).any():
             yield f"distances at j = {j} are not those of its arrays"
+        itself = (found["database"][found["image_index"][d]].ravel() == found["images"][:, None])[None]
+        others = torch.cdist(own, near.flatten(0, 1)).masked_fill(torch.from_numpy(itself), torch.inf)
+        if (others.amin(2) < said - scale).any():
+            yield f"at j = {j} another of its arrays is nearer than the nearest one"
 
 
 def _labels_of_data(run, found, data):
