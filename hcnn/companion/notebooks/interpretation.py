@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hcnn import load
 from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.figures import interpretation as drawing
 from hcnn.companion.interpretation import measure, storage
@@ -17,7 +16,7 @@ from hcnn.paths import RUNS
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
 from hcnn.training.run_folder import WEIGHTS
-from hcnn.training.trained import TrainedNetwork
+from hcnn.training.trained import TrainedNetwork, load
 
 TINY = dict(K=8, Q=9, padding_mode="periodic", subsampled=(1, 2, 5))  # trained on digits where no run is stored
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from hcnn import load
 from hcnn.architecture import Architecture
 from hcnn.companion.experiments import experiment
 from hcnn.companion.figures import common as drawing
@@ -16,6 +15,7 @@ from hcnn.data.augment import augment
 from hcnn.data.datasets import Dataset, load_dataset, split_dataset
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
+from hcnn.training.trained import load
 
 QUICK = 500  # test images of a run that is not kept
 COLUMNS = 7  # augmented versions of an image
