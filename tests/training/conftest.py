@@ -17,8 +17,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
+@pytest.fixture(scope="module")
+def whole(one_thread, tmp_path_factory):
     """The folder of a finished run; nobody writes to it."""
     return fit(tmp_path_factory.mktemp("whole"))
 

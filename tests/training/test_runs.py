@@ -1,9 +1,9 @@
 """The run folder: names that follow the parameters, files written whole or not at all, one writer at a time."""
 
-import copy
 import errno
 import json
 import os
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,71 +13,88 @@ from hcnn.training import run_folder as runs
 from hcnn.training.recipe import Recipe
 
 PARAMETERS = dict(
-    dataset="cifar10", substitutes=None, architecture=Architecture().as_dict(), recipe=Recipe().as_dict(), seed=0, split="test",
+    dataset="cifar10", substitutes=None, architecture=Architecture().as_dict(), recipe=Recipe().as_dict(), seed=0,
+    split="test",
     train_size=None, precision="fast",
 )
 
 
 def test_run_name_is_the_same_for_every_order_of_the_parameters():
-    shuffled = {key: dict(reversed(value.items())) if isinstance(value, dict) else value for key, value in reversed(PARAMETERS.items())}
+    shuffled = {key: dict(reversed(value.items())) if isinstance(value, dict) else value for key,
+                value in reversed(PARAMETERS.items())}
     assert list(shuffled) != list(PARAMETERS)
     assert runs.run_name(shuffled) == runs.run_name(PARAMETERS)
     assert runs.run_name(json.loads(json.dumps(PARAMETERS))) == runs.run_name(PARAMETERS)
     assert runs.run_name(PARAMETERS).startswith("cifar10-hcnn-zeros-s0-")
 
 
-def test_run_name_changes_with_every_single_parameter():
-    names = {runs.run_name(PARAMETERS)}
-    paths = [(key,) for key in PARAMETERS if key not in ("architecture", "recipe")]
-    paths += [(part, key) for part in ("architecture", "recipe") for key in PARAMETERS[part]]
-    for path in paths:
-        changed = copy.deepcopy(PARAMETERS)
-        holder = changed
-        for key in path[:-1]:
-            holder = holder[key]
-        holder[path[-1]] = "other"
-        names.add(runs.run_name(changed))
-    assert len(names) == 1 + len(paths)
+def test_every_unusual_parameter_changes_the_name_and_a_new_field_with_its_default_does_not():
+    changes = [dict(dataset="cifar100"), dict(substitutes="cifar100"), dict(seed=1), dict(split="validation"),
+               dict(train_size=100), dict(precision="strict")]
+    usual = dict(variant="hcnn-plus", K=8, Q=3, J=11, attribute_support=(3, 5), num_classes=100, image_size=(16, 16),
+                 in_channels=1, padding_mode="periodic", spatial_support=5, first_support=5, subsampled=(5,),
+                 factorised=False, padding="same", statistics="strided", output_norm=True, head="linear",
+                 reduction="sum", last_elu=False, initialisation="normal-0.05", norm_eps=1e-3, norm_momentum=0.2)
+    changes += [dict(architecture=Architecture(**{name: value}).as_dict()) for name, value in usual.items()]
+    recipes = dict(epochs=3, batch_size=3, lr=0.1, schedule="linear", momentum=0.5, nesterov=True, weight_decay=0.1,
+                   shift=1, flip=False, optimiser="adamw", betas=(0.5, 0.5), warm_up=0.3, label_smoothing=0.1,
+                   sizes=(16,))
+    changes += [dict(recipe=Recipe(**{name: value}).as_dict()) for name, value in recipes.items()]
+    names = [runs.run_name(PARAMETERS)] + [runs.run_name(PARAMETERS | change) for change in changes]
+    assert len(set(names)) == len(names)
+    assert {f.name for f in fields(Architecture)} == set(usual)
+    assert {f.name for f in fields(Recipe)} - set(recipes) == {"milestones", "multipliers", "mean", "std", "lr_rest"}
+    older = {key: {} if isinstance(value, dict) else value for key, value in PARAMETERS.items()}
+    older["architecture"] = dict(variant="hcnn", padding_mode="zeros")  # from before all other fields
+    assert runs.run_name(older) == names[0] and runs.essence(older) == runs.essence(PARAMETERS)
 
 
 def test_a_substituted_data_set_stands_in_the_name():
-    assert runs.run_name(PARAMETERS | dict(dataset="digits", substitutes="cifar10")).startswith("digits-for-cifar10-hcnn-")
+    name = runs.run_name(PARAMETERS | dict(dataset="digits", substitutes="cifar10"))
+    assert name.startswith("digits-for-cifar10-hcnn-")
+
+
+def save(folder, **tensors):
+    runs.write_checkpoint(folder, dict(network=tensors), dict(parameters=PARAMETERS, epoch=len(tensors)))
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path, monkeypatch):
-    runs.write_checkpoint(tmp_path, {"w": torch.arange(3.0)}, {"epoch": 1})
+    save(tmp_path, w=torch.arange(3.0))
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="checkpoint.safetensors.*No space left.*earlier file is untouched") as error:
-        runs.write_checkpoint(tmp_path, {"w": torch.zeros(3)}, {"epoch": 2})
+        save(tmp_path, w=torch.zeros(3), v=torch.zeros(1))
     assert error.value.errno == errno.ENOSPC
     monkeypatch.undo()
-    tensors, state = runs.read_checkpoint(tmp_path)
-    assert state == {"epoch": 1} and tensors["w"].tolist() == [0, 1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors"]
+    parts, state = runs.read_checkpoint(tmp_path, PARAMETERS)
+    assert state["epoch"] == 1 and parts["network"]["w"].tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == [runs.CHECKPOINT]
 
 
 def test_a_checkpoint_keeps_every_bit_of_its_tensors_and_numbers(tmp_path):
-    tensors = {"a": torch.randn(4, 3), "b": torch.randn(2, dtype=torch.float64), "n": torch.tensor(7)}
-    state = {"totals": [0.1 + 0.2, 1e-300], "rows": [{"epoch": 1, "lr": 1 / 3}]}
-    runs.write_checkpoint(tmp_path, tensors, state)
-    found, found_state = runs.read_checkpoint(tmp_path)
-    assert found_state == state and found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
+    parts = dict(network={"a.w": torch.randn(4, 3), "b": torch.randn(2, dtype=torch.float64)},
+                 optimiser={"step.a.w": torch.tensor(7)})
+    state = dict(parameters=PARAMETERS, totals=[0.1 + 0.2, 1e-300], rows=[dict(epoch=1, lr=1 / 3)])
+    runs.write_checkpoint(tmp_path, parts, state)
+    found, found_state = runs.read_checkpoint(tmp_path, PARAMETERS)
+    assert found_state == state
+    torch.testing.assert_close(found, parts, rtol=0, atol=0)
 
 
-def test_no_checkpoint_is_none_and_a_truncated_one_an_error(tmp_path):
-    assert runs.read_checkpoint(tmp_path) is None
-    runs.write_checkpoint(tmp_path, {"w": torch.zeros(100)}, {})
+def test_no_checkpoint_is_none_and_a_truncated_one_or_that_of_another_run_an_error(tmp_path):
+    assert runs.read_checkpoint(tmp_path, PARAMETERS) is None
     path = tmp_path / runs.CHECKPOINT
-    for size in (0, 5, 60, path.stat().st_size - 1):
-        path.write_bytes(path.read_bytes()[:size])
+    save(tmp_path, w=torch.zeros(100))
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="checkpoint.safetensors belongs to another run; delete it"):
+        runs.read_checkpoint(tmp_path, PARAMETERS | dict(seed=1))
+    for size in (0, 5, 60, len(content) - 1):
+        path.write_bytes(content[:size])
         with pytest.raises(ValueError, match="checkpoint.safetensors is damaged.*delete it"):
-            runs.read_checkpoint(tmp_path)
-        runs.write_checkpoint(tmp_path, {"w": torch.zeros(100)}, {})
+            runs.read_checkpoint(tmp_path, PARAMETERS)
 
 
 def test_tensors_of_other_names_or_shapes_do_not_fit():
@@ -90,19 +107,12 @@ def test_tensors_of_other_names_or_shapes_do_not_fit():
             runs.check_fit("file", tensors, expected)
 
 
-def test_a_second_writer_is_refused_until_the_first_one_leaves(tmp_path):
-    with runs.lock(tmp_path):
-        with pytest.raises(BlockingIOError, match=f"being written by process {os.getpid()}"):
-            with runs.lock(tmp_path):
-                pass
-    with runs.lock(tmp_path):
-        pass
-
-
 def test_an_edited_run_json_is_refused(tmp_path):
     run = dict(
-        name=runs.run_name(PARAMETERS), parameters=PARAMETERS, epochs=240, epochs_done=3, train_images=50_000, test_images=10_000,
-        classes=[], mean=[], std=[], seconds=1.0, device="cpu", threads=1, data_checksum="0", weights_sha256=None, test_accuracy=0.5,
+        name=runs.run_name(PARAMETERS), parameters=PARAMETERS, epochs=240, epochs_done=3, train_images=50_000,
+        test_images=10_000,
+        classes=[], mean=[], std=[], seconds=1.0, device="cpu", threads=1, data_checksum="0", weights_sha256=None,
+        test_accuracy=0.5,
         test_loss=1.0, images_per_second=1.0)
     runs.write_run(tmp_path, run)
     assert {key: value for key, value in runs.read_run(tmp_path).items() if key != "checksum"} == run
