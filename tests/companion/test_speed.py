@@ -1,5 +1,6 @@
 """What speed.csv says: cases, arithmetic, parity of the paths, rows that follow from each other."""
 
+import io
 import json
 import shutil
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def test_all_cases_fit_the_machine_and_none_is_measured_twice():
 def test_the_network_runs_under_autocast_only(monkeypatch):
     """Also to learn the shape of its scores, which follows from the architecture."""
     seen, forward = [], HCNN.forward
-    monkeypatch.setattr(HCNN, "forward", lambda net, x: seen.append(torch.is_autocast_enabled("cpu")) or forward(net, x))
+    monkeypatch.setattr(HCNN, "forward", lambda net, x: (
+        seen.append(torch.is_autocast_enabled("cpu")) or forward(net, x)))
     speed.step_of(replace(TINY, what="network", size=8), "folded", "bf16")()
     assert seen == [True]
 
@@ -117,7 +119,8 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
     monkeypatch.setattr(timing, "_children", children)
     said = []
     found = speed_table.measure_all([replace(TINY, K=8), TINY], tmp_path / "speed.csv", log=said.append)
-    assert said[0].endswith("FAILED: the measurement failed") and said[-1].startswith("1 of 2 failed: 1 of 2: layer HCNN")
+    assert said[0].endswith("FAILED: the measurement failed")
+    assert said[-1].startswith("1 of 2 failed: 1 of 2: layer HCNN")
     assert set(found.K) == {4}
     assert speed_table.check(tmp_path / "speed.csv") == []
 
@@ -201,6 +204,6 @@ def test_command_line_measures_the_cases_of_this_machine(monkeypatch):
 
 def test_main_prints_one_line_of_json_after_ready(monkeypatch, capsys):
     monkeypatch.setattr(timing, "measure", lambda case, ready: ready() or {"case": case.K})
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     timing.main(json.dumps({"K": 8}))
     assert capsys.readouterr().out.split("\n")[:2] == ["ready", '{"case": 8}']
