@@ -166,6 +166,10 @@ def test_shrunk_images_are_means_over_areas():
     for size, repeats in ((12, 1), (6, 1), (4, 1), (8, 2), (9, 3)):  # repeated, every area is whole pixels
         fine = images.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2)
         torch.testing.assert_close(shrink(images, size), F.avg_pool2d(fine, 12 * repeats // size))
+    photos = standardise(random_images(2, 32, 32), MEAN, STD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # in a training of low precision too
+        small = shrink(photos, 24)
+    torch.testing.assert_close(small.mean((2, 3)), photos.mean((2, 3)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.gpu

@@ -74,16 +74,13 @@ def test_a_run_continued_on_other_hardware_records_both(whole, stopped, monkeypa
 # ---- signals
 
 
-def test_a_signal_that_comes_twice_at_once_stops_cleanly():
+def test_a_signal_that_comes_twice_at_once_stops_cleanly_and_a_later_one_acts_as_it_did_before(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
     with stopping.stop_on_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.reason() == "signal SIGTERM"
-
-
-def test_a_later_signal_acts_as_it_did_before(monkeypatch):
     monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0)
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stopping.stop_on_signals():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -220,25 +217,6 @@ def test_sigterm_stops_within_a_step_and_leaves_a_checkpoint_that_continues(tmp_
             fit(tmp_path)
         assert (folder / runs.CHECKPOINT).read_bytes() == before
     assert content(fit(tmp_path)) == content(whole)
-
-
-def test_two_writers_of_one_folder_exclude_each_other_and_a_kill_frees_it(tmp_path):
-    process = start(hold, tmp_path)
-    while not (tmp_path / "held").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
-    with pytest.raises(BlockingIOError, match="by another process"), runs.lock(tmp_path):
-        pass
-    process.kill()
-    finish(process)
-    with runs.lock(tmp_path):
-        pass
-
-
-def hold(folder):
-    with runs.lock(folder):
-        (folder / "held").touch()
-        time.sleep(100)
 
 
 def shared(rank, port, options):
