@@ -7,6 +7,7 @@ holds the position inside the epoch: a run that was stopped continues to the sam
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -130,7 +131,9 @@ class _Training:
             [dict(params=filters, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
             lr=recipe.lr if eager else graphed.device_lr(recipe.lr, device), momentum=recipe.momentum, nesterov=recipe.nesterov,
             fused=None if eager else True)
-        self.graphed = None if eager else graphed.GraphedStep(self._whole_step, [*self.network.parameters(), *self.network.buffers()], log)
+        step = WeakMethod(self._whole_step)  # a cycle would keep the memory of a training when the next one of a queue begins
+        self.graphed = None if eager else graphed.GraphedStep(
+            lambda *inputs: step()(*inputs), [*self.network.parameters(), *self.network.buffers()], log)
         self.dtype = autocast_dtype(parameters["precision"], device)
         self.here = provenance(device, self.dtype, _world())
         self.mean, self.std = recipe.mean or data.mean, recipe.std or data.std

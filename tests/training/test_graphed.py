@@ -1,12 +1,14 @@
 """The training step as a CUDA graph: the logic of buffers and captures without a GPU, the same weights with one."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 from hcnn import HCNN, Architecture
-from hcnn.training import graphed
+from hcnn.training import graphed, loop
 from hcnn.training.graphed import WARM_UP, GraphedStep, device_lr, set_lr, why_not
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
@@ -150,6 +152,20 @@ def test_training_by_graph_makes_the_steps_of_eager_training(random_dataset, tmp
     assert len(fake_gpu) >= 1 and steps >= 10
     a, b = (read_weights(f, read_run(f)) for f in (eager, folder))
     assert all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-6) for name in a)
+
+
+def test_a_training_leaves_no_memory_to_the_collector(random_dataset, tmp_path, fake_gpu, monkeypatch):
+    """A queue of trainings would keep the GPU's memory of the earlier ones until the collector happens to run."""
+    networks = []
+    monkeypatch.setattr(graphed, "why_not", lambda *arguments: None)
+    monkeypatch.setattr(loop, "build", lambda *arguments: networks.append(weakref.ref(made := HCNN(*arguments))) or made)
+    monkeypatch.setattr(graphed, "_captured", lambda work, stream: nullcontext)  # a graph, too, keeps what it works on
+    gc.disable()
+    try:
+        train(ARCHITECTURE, RECIPE, random_dataset(44, 10), out=tmp_path, device="cpu", log=lambda line: None)
+        assert len(networks) == 1 and networks[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu
