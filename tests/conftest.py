@@ -1,6 +1,7 @@
 """Which tests run: `cifar` where both CIFAR data sets are present, `gpu` where there is one, `full` with --full only."""
 
 import os
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -30,6 +31,23 @@ def pytest_collection_modifyitems(config, items):
         for mark, reason in skips.items():
             if reason and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@contextmanager
+def without_gpu():
+    """No GPU for torch.device choices in this process, none at all in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test that is not marked `gpu` sees none, nor do its fixtures: `auto` would train where bits are not promised."""
+    with nullcontext() if item.get_closest_marker("gpu") else without_gpu():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

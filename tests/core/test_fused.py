@@ -22,8 +22,9 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.bfloat16] if ON_GPU else [torch.float64, torch.float32, torch.float16]  # the interpreter has no bfloat16 products
 VERSIONS = [tuple(map(int, module.__version__.split(".")[:2])) for module in (fused_triton.triton, numpy)]
-pytestmark = pytest.mark.skipif(not ON_GPU and VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4),
-                                reason="Triton before 3.7 cannot interpret with NumPy 2.4 or newer (triton issue 9171)")
+pytestmark = [pytest.mark.gpu] if ON_GPU else [pytest.mark.skipif(
+    VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4),
+    reason="Triton before 3.7 cannot interpret with NumPy 2.4 or newer (triton issue 9171)")]
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 NAMES = ("output", "x", "h", "b", "matrix", "bias")
 
