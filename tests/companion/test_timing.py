@@ -43,6 +43,33 @@ def test_a_path_that_computes_something_else_is_not_timed(monkeypatch):
     assert "looped fp32" not in timing.measure(TINY)["seconds"]
 
 
+def test_a_step_is_made_without_a_forward_pass(monkeypatch):
+    """Outside of autocast it would run paths that nobody asked for: on a GPU their kernels take most of a minute to compile."""
+    monkeypatch.setattr(speed.HCNN, "forward", lambda self, x: pytest.fail("a forward pass"))
+    for path, precision in (("literal", "fp32"), ("tiled", "bf16")):
+        speed.step_of(replace(TINY, what="network", variant="hcnn-plus"), path, precision)
+
+
+def winograd(x, kernel, points=(0, 1, -1, 2, -2, 0.5, -0.5)):
+    """The convolution of x (n, c, 8, 8) with 3 x 3 kernels by Cook and Toom's rule: one tile of 6 x 6 outputs."""
+    def powers(count):
+        at = torch.tensor(points, dtype=torch.float64)[:, None] ** torch.arange(count)
+        return torch.cat([at, (torch.arange(count) == count - 1).double()[None]]).to(x.dtype)
+
+    into, filters, out = torch.linalg.inv(powers(8).double()).to(x.dtype), powers(3), powers(6)
+    products = torch.einsum("nchw,kchw->nkhw", into.T @ x @ into, filters @ kernel @ filters.T)
+    return out.T @ products @ out
+
+
+def test_float32_on_a_gpu_may_be_winograd_s():
+    """Three products in line, one forward and two backward, stay within what parity allows there."""
+    x, kernel = torch.randn(8, 128, 8, 8), torch.randn(16, 128, 3, 3) / 34
+    right = torch.nn.functional.conv2d(x.double(), kernel.double())
+    assert torch.allclose(winograd(x.double(), kernel.double()), right, atol=1e-10)
+    error = ((winograd(x, kernel) - right).norm() / right.norm()).item()
+    assert speed.allowed(TINY, "fp32") < 3 * error < speed.allowed(replace(TINY, device="cuda"), "fp32") < 1e-3
+
+
 def test_multiplications_of_the_paper_s_network():
     """Useful ones from hcnn.cost; the dense products are those of the matrices: taps x attributes read x written."""
     layer, plus = Case(), Case(variant="hcnn-plus")
@@ -140,6 +167,23 @@ def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(mea
     found = speed_table.measure_all(some, measured, max_seconds=1e-9, log=said.append)
     assert said[0].endswith("known") and said[1].startswith("stopped after 1e-09 s before 2 of 2") and len(said) == 2
     assert len(found) and set(found.batch) == {TINY.batch}
+
+
+def test_a_case_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path, monkeypatch):
+    """One fails, in another the literal path is wrong, so that there is no ratio; the third is measured."""
+    some, said = [TINY, replace(TINY, batch=3), replace(TINY, batch=4)], []
+    answer = timing.measure(TINY)
+
+    def children(case):
+        if case.batch == 2:
+            raise RuntimeError("out of memory")
+        path, wrong = "literal fp32", case.batch == 3
+        return [answer | dict(lines=[f"{path} is wrong"] * wrong, seconds={key: t for key, t in answer["seconds"].items() if key != path or not wrong})]
+
+    monkeypatch.setattr(timing, "_children", children)
+    found = speed_table.measure_all(some, tmp_path / "speed.csv", log=said.append)
+    assert [line.rpartition(": ")[2] for line in said[:3]] == ["out of memory", "literal fp32 is wrong", "the literal path is wrong"]
+    assert set(found.batch) == {4}
 
 
 def test_a_measurement_that_fails_is_an_error():

@@ -61,7 +61,14 @@ def measure_all(some, path=FILE, again=False, max_seconds=None, log=print):
         if max_seconds is not None and time.monotonic() - begin >= max_seconds:
             log(f"stopped after {max_seconds:g} s before {name}; the same command continues")
             break
-        made = table(run(case, log))
+        try:
+            made = table(run(case, log))
+        except (RuntimeError, OSError, ValueError) as error:  # a case that fails leaves the others their turn
+            log(f"{name}: not measured: {error}")
+            continue
+        if made.empty:
+            log(f"{name}: not measured: the literal path is wrong")
+            continue
         merge(made, path)
         log(f"{name}: " + ", ".join(f"{r.path} {r.precision} {r.seconds:.3g} s ({r.ratio:.1f})" for r in made.itertuples()))
     stored = load(path)

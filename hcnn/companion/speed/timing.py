@@ -36,8 +36,12 @@ def run(case, log=print):
 
 
 def rows(case, answers):
-    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates of products add up."""
+    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates of products
+    add up. None where the literal path, the denominator of every ratio, has not been right.
+    """
     made, (useful, dense) = [], (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
+    if "literal fp32" not in answers[0]["seconds"]:
+        return []  # nothing to hold the others against
     for key in answers[0]["seconds"]:
         path, precision = key.split()
         slowest = max((a["seconds"][key] for a in answers), key=median)
