@@ -236,7 +236,7 @@ class HCNN(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self.head(x.mean(dims) if a.reduction == "mean" else x.sum(dims))
         x = self.norms[j - 1](self.operators[j - 1](x))
-        return F.elu(x, inplace=True) if j < a.J - 1 or a.last_elu or a.head == "linear" else x
+        return F.elu(x) if j < a.J - 1 or a.last_elu or a.head == "linear" else x
 
     def forward(self, x):
         self._check(x)
