@@ -24,9 +24,14 @@ class _AllSum(torch.autograd.Function):
         return _AllSum.forward(ctx, grad)
 
 
+def processes():
+    """Of torch.distributed, 1 without."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def all_sum(t):
     """Sum of a tensor over the processes of torch.distributed (itself where there is one process), differentiable."""
-    return _AllSum.apply(t) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else t
+    return _AllSum.apply(t) if processes() > 1 else t
 
 
 class _PatchSums(torch.autograd.Function):

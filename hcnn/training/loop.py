@@ -130,7 +130,7 @@ class _Training:
         self.optimiser = torch.optim.SGD(
             [dict(params=filters, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
             lr=recipe.lr if eager else graphed.device_lr(recipe.lr, device), momentum=recipe.momentum, nesterov=recipe.nesterov,
-            fused=None if eager else True)
+            fused=True if device.type == "cuda" or not eager else None)
         step = WeakMethod(self._whole_step)  # a cycle would keep the memory of a training when the next one of a queue begins
         self.graphed = None if eager else graphed.GraphedStep(
             lambda *inputs: step()(*inputs), [*self.network.parameters(), *self.network.buffers()], log)
@@ -405,8 +405,10 @@ class _Training:
                  + (f", {here['processes']} processes" if here["processes"] > 1 else ""))
         if self.device.type == "cuda":
             step = "a CUDA graph a step" if self.eager is None else f"steps kernel by kernel: {self.eager}"
-            unfused = a.variant == "hcnn-plus" and fused.why_not(self.device, self.dtype, a.Q, a.spatial_support)
-            self.log(step + ("; HCNN(+) fused" if unfused is None else f"; HCNN(+) unfused: {unfused}" if unfused else ""))
+            if isinstance(a, Architecture) and a.Q is not None:
+                unfused = fused.why_not_network(self.network, self.device, self.dtype)
+                step += "; kernels of Triton" if unfused is None else f"; no kernels of Triton: {unfused}"
+            self.log(step)
 
     def _line(self, rows):
         row, epochs = rows[-1], self.recipe.epochs

@@ -5,7 +5,8 @@ A `Case` is one network or layer on one machine; `timing` measures it. The paths
 literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of every ratio.
 looped: the 4-D convolution with the filters w, no normalisation, as a loop of 3-D ones; HCNN only. folded, unfused: one convolution
 of all attributes (HCNN); ELU(x * h) in memory, then a matrix product (HCNN(+)). windowed: folded without structural zeros.
-tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
+tiled: HCNN(+) in tiles on the CPU. fused: with kernels of Triton on the GPU, see `operators.fused`. graph: the path of the
+network by default, as a CUDA graph.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from hcnn.network import HCNN, AttributeConv
 from hcnn.reference import attribute_layer, literal_attribute_conv
 
 PATHS = {  # names of the paths of AttributeConv, for HCNN and HCNN(+)
-    "hcnn": {"convolution": "folded", "windowed": "windowed"},
+    "hcnn": {"convolution": "folded", "windowed": "windowed", "fused": "fused"},
     "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
@@ -110,7 +111,7 @@ def available(case):
     gpu = case.device == "cuda"
     bf16 = autocast_dtype("fast", torch.device(case.device)) == torch.bfloat16
     precisions = [p for p in PRECISIONS if p == "fp32" or (p == "TF32" and gpu) or (p == "bf16" and bf16)]
-    paths = {"folded": precisions, "windowed": [] if gpu else ["fp32"]}
+    paths = {"folded": precisions, "windowed": [] if gpu else ["fp32"], "fused": precisions if gpu else []}
     if case.variant == "hcnn-plus":
         paths = {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
     elif case.what == "layer":
@@ -124,9 +125,9 @@ def available(case):
 
 
 def chosen(device, variant, precision):
-    """The path that the layers of the paper's network take by themselves, see `AttributeConv.choose_path`."""
+    """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
     if variant == "hcnn":
-        return "windowed" if (device, precision) == ("cpu", "fp32") else "folded"
+        return "fused" if device == "cuda" else "windowed" if precision == "fp32" else "folded"
     return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
 
 
@@ -146,7 +147,7 @@ def step_of(case, path, precision, dtype=torch.float32):
     model, x = model.to(device, dtype), x.to(device, dtype).requires_grad_(case.what == "layer")
     for operator in operators:
         if path == "literal":
-            operator.forward = lambda x, operator=operator: _literal(operator, x)
+            operator.path, operator.forward = "convolution", lambda x, operator=operator: _literal(operator, x)
         elif path not in ("looped", "graph"):
             operator.path = {name: own for own, name in PATHS[case.variant].items()}[path]
     leaves = [x, *model.parameters()] if x.requires_grad else [*model.parameters()]
