@@ -1,4 +1,4 @@
-"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | verify: the work without Jupyter; see `--help`."""
+"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | gpu-check | verify: the work without Jupyter; see `--help`."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from hcnn.architecture import CONVENTIONS, VARIANTS, Architecture
 from hcnn.companion.baselines.systems import SYSTEMS, Baseline
 from hcnn.companion.headline import queue
 from hcnn.companion.parallel import report, run_all
+from hcnn.companion.speed.gpu_check import add_command, run_gpu_check
 from hcnn.data.datasets import DATASETS, fetch_dataset, load_dataset, split_dataset
 from hcnn.device import PRECISIONS, choose_device
 from hcnn.training.evaluation import evaluate
@@ -79,6 +80,7 @@ def parser():
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
+    add_command(commands)
     p = commands.add_parser("verify", help="recompute tables, README and accuracies from the stored runs", allow_abbrev=False)
     p.add_argument("--accuracy", default="sample", choices=("sample", "full"), help="of stored networks: on 500 test images, or on all")
     _machine(p)
@@ -285,7 +287,8 @@ def main(arguments=None):
                 raise ValueError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
         run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate,
-                   interpret=run_interpret, data=run_data, speed=run_speed, verify=run_verify)[options.command]
+                   interpret=run_interpret, data=run_data, speed=run_speed, verify=run_verify,
+                   **{"gpu-check": run_gpu_check})[options.command]
         return run(options) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
