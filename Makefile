@@ -10,14 +10,15 @@ DATASET ?= cifar10,cifar100# or one of them, or digits
 SEEDS ?= 0
 VARIANTS ?= hcnn,hcnn-plus
 MAX_SECONDS ?= 3600
-FURTHER ?=# not empty: after the headline trainings the rest of hcnn/companion/headline.py
+FURTHER ?=# not empty: after the headline trainings the rest of hcnn/companion/experiments.py
+PRESET ?=# of headline; short: the trainings of the table "Trained here, on a CPU"
 ACCURACY ?= sample# of stored networks on 500 test images; full: on whole test sets
 # of sweeps and ablations; empty: the profile's
 K ?=
 Q ?=
 EPOCHS ?=
 TRAIN_SIZE ?=
-BOUNDARY ?=
+PADDING_MODE ?=
 SPLIT ?=
 WORKERS ?=# trainings at a time; empty: one a GPU, or one a core
 
@@ -47,13 +48,14 @@ environment: $(ENVIRONMENT) ## make .venv with the pinned versions (about 6 GB)
 data: $(ENVIRONMENT) ## download CIFAR-10 and CIFAR-100 into data/ or verify what is there
 	@status=0; for dataset in $(DATASETS); do $(PY) -m hcnn data $$dataset || status=1; done; exit $$status
 
-reproduce: $(ENVIRONMENT) ## run every notebook, train both variants, print paper beside here
+reproduce: $(ENVIRONMENT) ## evaluate the stored networks, run every notebook, print paper, stored and just now
 	@$(MAKE) --no-print-directory data || echo "Going on: every notebook says on which data it trains."
-	@profile=$(FIND_PROFILE); echo "PROFILE=$$profile DATASET=$(DATASET)"; \
-	$(PY) notebooks/execute.py --all --profile $$profile --dataset $(DATASET)
+	@profile=$(FIND_PROFILE); echo "PROFILE=$$profile DATASET=$(DATASET)"; $(PY) -m hcnn evaluate; \
+	$(PY) notebooks/execute.py --all --profile $$profile --dataset $(DATASET); $(PY) -m hcnn tables --local
 
-figures: $(ENVIRONMENT) ## tables and figures from the stored runs only (notebook 05)
-	@$(PY) notebooks/execute.py 05
+figures: $(ENVIRONMENT) ## tables, README and figures from the stored runs only (notebook 05)
+	@$(PY) -m hcnn tables
+	@$(PY) notebooks/execute.py 05 --out results
 
 sweep ablations: DATASET = cifar10
 sweep ablations: VARIANTS = hcnn
@@ -64,16 +66,19 @@ sweep: $(ENVIRONMENT) ## train a grid of sizes side by side: make sweep K=8,16 Q
 	@exec $(PY) notebooks/execute.py --profile $(FIND_PROFILE) $(if $(WORKERS),--workers $(WORKERS)) \
 	$(if $(EPOCHS),-p epochs $(EPOCHS)) $(if $(TRAIN_SIZE),-p train_size $(TRAIN_SIZE)) $(if $(SPLIT),-p split $(SPLIT)) \
 	$(if $(MAX_SECONDS),-p max_seconds $(MAX_SECONDS)) --sweep dataset=$(DATASET) variant=$(VARIANTS) seed=$(SEEDS) \
-	$(if $(BOUNDARY),boundary=$(BOUNDARY)) $(if $(K),K=$(K)) $(if $(Q),Q=$(Q))
+	$(if $(PADDING_MODE),padding_mode=$(PADDING_MODE)) $(if $(K),K=$(K)) $(if $(Q),Q=$(Q))
 
 ablations: $(ENVIRONMENT) ## train a network and all that differs from it in one choice, on held-out images: SEEDS=0,1
-	@[ $(FIND_PROFILE) = paper ] || set -- --K 4 --Q 9 --epochs 2 --train-size 4000 --schedule cosine --lr 0.02; \
-	exec $(PY) -m hcnn ablations --dataset $(DATASET) --variant $(VARIANTS) --seeds $(subst $(comma), ,$(SEEDS)) "$$@" \
-	$(if $(K),--K $(K)) $(if $(Q),--Q $(Q)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TRAIN_SIZE),--train-size $(TRAIN_SIZE)) \
-	$(if $(BOUNDARY),--padding-mode $(BOUNDARY)) $(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS)) $(if $(WORKERS),--workers $(WORKERS))
+	@[ $(FIND_PROFILE) = small ] || set -- --preset paper; \
+	exec $(PY) -m hcnn ablations --dataset $(DATASET) --seeds $(subst $(comma), ,$(SEEDS)) "$$@" \
+	$(if $(filter-out hcnn,$(VARIANTS)),--variant $(VARIANTS)) $(if $(K),--K $(K)) $(if $(Q),--Q $(Q)) \
+	$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TRAIN_SIZE),--train-size $(TRAIN_SIZE)) \
+	$(if $(PADDING_MODE),--padding-mode $(PADDING_MODE)) $(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS)) \
+	$(if $(WORKERS),--workers $(WORKERS))
 
-headline: $(ENVIRONMENT) ## the paper's full trainings, resumed where they stopped: SEEDS=0,1 VARIANTS=hcnn FURTHER=1 MAX_SECONDS=3600
-	@exec $(PY) -m hcnn headline --datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS)) \
+headline: $(ENVIRONMENT) ## the full trainings, resumed where they stopped: SEEDS=0,1 VARIANTS=hcnn FURTHER=1 MAX_SECONDS=3600, or PRESET=short
+	@exec $(PY) -m hcnn headline $(if $(PRESET),--preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)), \
+	--datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS))) \
 	--max-seconds $(MAX_SECONDS) $(if $(FURTHER),--further)
 
 speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: results/tables/speed.csv, MAX_SECONDS=500
@@ -91,15 +96,12 @@ nbval: $(ENVIRONMENT) ## the notebooks only: run each with its defaults, compare
 	@mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \
 	HCNN_RESULTS="$$copy" $(PY) -m pytest --quiet --nbval-lax --nbval-current-env notebooks
 
-verify: $(ENVIRONMENT) ## recompute tables, README and stored accuracies from results/runs: make verify ACCURACY=full
+verify: $(ENVIRONMENT) ## write tables and README again and compare, evaluate the stored networks: make verify ACCURACY=full
 	@$(PY) -m hcnn verify --accuracy $(ACCURACY)
 
 lab: $(ENVIRONMENT) ## open the notebooks in JupyterLab
 	.venv/bin/jupyter lab notebooks
 
-clean: ## remove what reproduce made and git does not know; keeps data, .venv and trainings on the full set
+clean: ## remove what reproduce made, results/local, and what else git does not know in results; keeps data, .venv and results/runs
+	rm -rf results/local
 	git clean -dfxq results/notebooks results/tables results/figures
-	@for run in results/runs/*/; do \
-	  if [ -z "$$(git ls-files "$$run")" ] && grep -qsaE 'train_size\\*": ?[0-9]' "$$run"run.json "$$run"checkpoint.safetensors; \
-	  then echo "rm -r $$run"; rm -r "$$run"; fi; \
-	done

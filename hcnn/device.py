@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from hcnn.paths import ROOT
+from hcnn.paths import ROOT, VERSION
 
 PRECISIONS = ("fast", "strict")
 WITHOUT = "HCNN_WITHOUT"  # environment: `graph`, `fused` or both, separated by commas, are not used on a GPU
@@ -29,7 +30,8 @@ def choose_device(name="auto"):
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device must be one of this machine, got {str(name)!r}; it has {torch.cuda.device_count()} CUDA devices")
+        raise ValueError(f"device must be one of this machine, got {str(name)!r}; it has "
+                         f"{torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -52,9 +54,12 @@ def switched_off(what):
 
 @contextmanager
 def numerics(precision, device):
-    """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only. Restored at the end."""
+    """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only.
+    Restored at the end.
+    """
     fast = precision == "fast" and device.type == "cuda"
-    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     if precision == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
@@ -70,7 +75,7 @@ def numerics(precision, device):
 
 @contextmanager
 def tf32(allowed):
-    """Whether float32 products and convolutions may run in TF32 on a GPU, which is PyTorch's default for convolutions."""
+    """Whether float32 products and convolutions may run in TF32 on a GPU, PyTorch's default for convolutions."""
     kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -81,12 +86,22 @@ def tf32(allowed):
         torch.backends.cudnn.allow_tf32 = kept[1]
 
 
+def rank():
+    """The number of this process among those of torch.distributed; 0 where there is one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world():
+    """How many processes of torch.distributed train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def device_name(device):
     """The name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -94,13 +109,12 @@ def device_name(device):
 
 def provenance(device, dtype, processes=1):
     """What a run was computed with: code, versions, device, precision."""
-    from hcnn import __version__  # here, because the package imports its modules first
-
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "hcnn")
     return dict(
         git_commit=commit, git_dirty=None if commit is None else bool(changes),
-        versions=dict(hcnn=__version__, python=platform.python_version(), torch=torch.__version__),
-        device=device_name(device), dtype=str(dtype).removeprefix("torch."), threads=torch.get_num_threads(), processes=processes,
+        versions=dict(hcnn=VERSION, python=platform.python_version(), torch=torch.__version__),
+        device=device_name(device), device_type=device.type, dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(), processes=processes,
     )
 
 

@@ -1,5 +1,6 @@
 """The networks: thin modules that own parameters and call the functions of `operators`."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import singledispatch
 from math import prod
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hcnn.architecture import RULES, Architecture
+from hcnn.device import world
 from hcnn.geometry import Geometry
 from hcnn.operators import choice, folding, moments
 from hcnn.operators.convolution import spatial_conv
@@ -69,7 +71,7 @@ class AttributeConv(nn.Module):
         self.path = None  # one of `operators.choice.PATHS` instead of the one that is chosen
         self._cache = None
 
-    def filter_parameters(self):
+    def filter_parameters(self) -> list[nn.Parameter]:
         """The filters, which weight decay applies to: [w] or [h, g]."""
         return [self.w] if self.Q is None else [self.h, self.g]
 
@@ -174,7 +176,7 @@ class AttributeNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(filters))
 
     def forward(self, x):
-        if x.is_cuda and moments.processes() == 1:
+        if x.is_cuda and world() == 1:
             return self._by_torch(x)
         z = x.reshape(-1, *x.shape[-3:])  # every older attribute into the batch
         mean, var = self._moments(z) if self.training else (self.running_mean, self.running_var)
@@ -207,7 +209,7 @@ class HCNN(nn.Module):
     generator: a CPU torch.Generator for the initial filters.
     """
 
-    def __init__(self, architecture=None, generator=None):
+    def __init__(self, architecture: Architecture | None = None, generator: torch.Generator | None = None):
         super().__init__()
         a = self.architecture = architecture or Architecture()
         shared = dict(padding_mode=a.padding_mode, padding=a.padding, initialisation=a.initialisation,
@@ -234,14 +236,14 @@ class HCNN(nn.Module):
                 self.head.weight.normal_(0, std, generator=generator)
                 self.head.bias.zero_()
 
-    def filter_parameters(self):
+    def filter_parameters(self) -> list[nn.Parameter]:
         """The parameters that weight decay applies to: filters and the weight of the linear head, no scale, shift or
         bias.
         """
         filters = [p for operator in self.operators for p in operator.filter_parameters()]
         return filters + ([self.head.weight] if self.architecture.head == "linear" else [])
 
-    def layer(self, x, j, summed=False):
+    def layer(self, x: torch.Tensor, j: int, summed: bool = False) -> torch.Tensor:
         """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores.
 
         summed: where the next layer begins with the sum over v_{j-3} x_j may be that, which a GPU makes in one pass.
@@ -258,7 +260,7 @@ class HCNN(nn.Module):
             return elu_over(y, a.reduction == "mean")
         return F.elu(y) if j < a.J - 1 or a.last_elu or a.head == "linear" else y
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check(x)
         if x.is_cuda and self.architecture.variant == "hcnn":
             x = x.contiguous(memory_format=torch.channels_last)  # which cuDNN would make of every array in bfloat16
@@ -266,7 +268,7 @@ class HCNN(nn.Module):
             x = self.layer(x, j, summed=True)
         return x
 
-    def activations(self, x, depths):
+    def activations(self, x: torch.Tensor, depths: Iterable[int]) -> dict[int, torch.Tensor]:
         """{j: x_j} for the depths asked for, 1 <= j <= J; computes no layer beyond the deepest."""
         self._check(x)
         kept, depths = {}, set(depths)
@@ -291,7 +293,8 @@ class MultiscaleHCNN(nn.Module):
     only.
     """
 
-    def __init__(self, K=4, J=5, num_classes=10, in_channels=3, padding_mode="zeros", generator=None):
+    def __init__(self, K: int = 4, J: int = 5, num_classes: int = 10, in_channels: int = 3,
+                 padding_mode: str = "zeros", generator: torch.Generator | None = None):
         super().__init__()
         if K < 1 or J < 3:
             raise ValueError(f"K must be at least 1 and J at least 3, got K = {K} and J = {J}")
@@ -305,14 +308,14 @@ class MultiscaleHCNN(nn.Module):
             self.operators.append(conv)
             self.norms.append(AttributeNorm(filters))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for operator, norm in zip(self.operators, self.norms):
             x = F.elu(norm(operator(x)))
         return x.mean((-1, -2, *range(1, x.dim() - 3)))
 
 
 @singledispatch
-def build(description, generator=None):
+def build(description, generator: torch.Generator | None = None) -> nn.Module:
     """The network of a description, with initial filters from a CPU torch.Generator: HCNN for an `Architecture`.
 
     An open function: whoever describes other networks registers how they are built.

@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
+VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = Path(os.environ.get("HCNN_RESULTS") or ROOT / "results")
 RUNS = RESULTS / "runs"
-LOCAL = RESULTS / "local"  # what a user's own `make reproduce` made: runs/, tables/, notebooks/, ... as in RESULTS; ignored by git
+LOCAL = RESULTS / "local"  # what a user's own `make reproduce` made, as in RESULTS; ignored by git
 
 
 def data_folder(root=None):

@@ -43,7 +43,8 @@ def optional(rule):
 
 
 def tuple_of(holds, allowed, length=None):
-    return Rule(lambda value: isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value)), allowed)
+    return Rule(lambda value: isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value)),
+                allowed)
 
 
 BOOLEAN = Rule(lambda value: isinstance(value, bool), "true or false")

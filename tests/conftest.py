@@ -1,7 +1,6 @@
-"""Which tests run: `cifar` where both CIFAR data sets are present, `gpu` where there is one, `full` with --full only."""
+"""Which tests run: `cifar` where both CIFAR data sets are present, `gpu` where there is one, `full` with --full."""
 
 import os
-from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     absent = [name for name in ("cifar10", "cifar100") if not available(name)]
     skips = {
-        "cifar": absent and f"{' and '.join(absent)} not present: run `make data` or set HCNN_DATA (see data/README.md)",
+        "cifar": absent and f"{' and '.join(absent)} not present: run `make data` or set HCNN_DATA",
         "gpu": not torch.cuda.is_available() and "no GPU",
         "full": not config.getoption("--full") and "exhaustive: run with --full",
     }
@@ -33,20 +32,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@contextmanager
-def without_gpu():
-    """No GPU for torch.device choices in this process, none at all in those that it starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(torch.cuda, "device_count", lambda: 0)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """A test that is not marked `gpu` sees none, nor do its fixtures: `auto` would train where bits are not promised."""
-    with nullcontext() if item.get_closest_marker("gpu") else without_gpu():
+    """A test that is not marked `gpu` sees no CUDA, nor do its fixtures, whatever their scope, and its processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("gpu"):
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(torch.cuda, "device_count", lambda: 0)
         return (yield)
 
 
@@ -58,12 +51,12 @@ def same_random_numbers():
 
 @pytest.fixture(scope="session")
 def random_dataset():
-    """A function that makes a Dataset of random square images: so many to train and to test on, their size, classes, seed."""
+    """A function: how many to train and to test on, size, classes, seed -> a Dataset of random square images."""
     def make(train, test, size=8, classes=10, seed=1):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (train + test, 3, size, size), dtype=torch.uint8, generator=generator)
         labels = torch.arange(train + test) % classes
-        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:], tuple(map(str, range(classes))),
-                       (0.5,) * 3, (0.3,) * 3, "0" * 64)
+        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:],
+                       tuple(map(str, range(classes))), (0.5,) * 3, (0.3,) * 3, "0" * 64)
 
     return make

@@ -1,30 +1,64 @@
-"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | gpu-check | verify: the work without Jupyter; see `--help`."""
+"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | gpu-check | tables | verify."""
 
 import argparse
 import json
 import os
 import sys
 import time
-from dataclasses import fields
 
 import torch
 import torch.distributed as dist
 
-from hcnn.architecture import CONVENTIONS, VARIANTS, Architecture
-from hcnn.companion.baselines.systems import SYSTEMS, Baseline
-from hcnn.companion.headline import queue
-from hcnn.companion.parallel import report, run_all
-from hcnn.companion.speed.gpu_check import add_command, run_gpu_check
-from hcnn.data.datasets import DATASETS, fetch_dataset, load_dataset, split_dataset
+from hcnn import paths
+from hcnn.architecture import VARIANTS
+from hcnn.companion.baselines.systems import SYSTEMS
+from hcnn.companion.experiments import BASE, ablations, command_line, experiment, headline
+from hcnn.companion.parallel import STOPPED, report, run_all
+from hcnn.companion.speed.gpu_check import run_gpu_check
+from hcnn.data.datasets import DATASETS, available, fetch_dataset, load_dataset, split_dataset
 from hcnn.device import PRECISIONS, choose_device
 from hcnn.training.evaluation import evaluate
 from hcnn.training.loop import train
-from hcnn.training.recipe import SCHEDULES, Recipe
-from hcnn.training.run_folder import read_run
-from hcnn.training.trained import load, teacher_name
+from hcnn.training.recipe import SCHEDULES
+from hcnn.training.run_folder import WEIGHTS, read_run
+from hcnn.training.trained import load
 
-ARCHITECTURE = ("variant", "K", "Q", "J", "padding_mode", "attribute_support")
-RECIPE = ("epochs", "batch_size", "lr", "schedule")
+OPTIONS = {  # what argparse is told of each
+    "dataset": dict(default="cifar10", choices=DATASETS),
+    "preset": dict(help="of architecture and recipe: paper, released or short; default: as published"),
+    "variant": dict(choices=(*VARIANTS, *SYSTEMS), help="or a compared network; default: hcnn (released: hcnn-plus)"),
+    "K": dict(type=int, help="values of an attribute, a multiple of 4"),
+    "Q": dict(type=int, help="separable filters, equation (8)"),
+    "J": dict(type=int, help="depth"),
+    "padding_mode": dict(choices=("zeros", "periodic")),
+    "attribute_support": dict(type=int, nargs=2, metavar=("S1", "S2")),
+    "epochs": dict(type=int), "batch_size": dict(type=int), "lr": dict(type=float), "schedule": dict(choices=SCHEDULES),
+    "set": dict(action="append", default=[], metavar="NAME=VALUE", help="another field of Architecture or Recipe"),
+    "train_size": dict(type=int, help="training images used (default: all)"),
+    "precision": dict(default="fast", choices=PRECISIONS),
+    "seed": dict(type=int, default=0),
+    "seeds": dict(type=int, nargs="+"),
+    "split": dict(default="test", choices=("test", "validation"), help="validation: test on held-out training images"),
+    "workers": dict(type=int, help="trainings at a time"),
+    "max_seconds": dict(type=float, help="stop cleanly after so long; the same command continues"),
+    "out": dict(help="folder of the runs (default: results/runs)"),
+    "dataset_root": dict(help="folder of the data sets (default: data)"),
+    "device": dict(default="auto", help="auto, cpu, cuda or cuda:<number>"),
+    "threads": dict(type=int, help="CPU threads"),
+    "datasets": dict(nargs="+", choices=DATASETS, help="default: cifar10 cifar100"),
+    "variants": dict(nargs="+", choices=(*VARIANTS, *SYSTEMS), help="default: hcnn hcnn-plus"),
+    "further": dict(action="store_true", help="then periodic boundaries, `released`, more seeds, other Q and K"),
+    "images": dict(type=int, metavar="N", help="the first N test images only"),
+    "database": dict(type=int, metavar="N", help="training images that are searched (default: all)"),
+    "queries": dict(type=int, metavar="N", help="test images (default: all)"),
+    "altered": dict(type=int, metavar="N", default=500, help="test images whose properties are changed (default: 500)"),
+    "again": dict(action="store_true", help="measure what results/tables/speed.csv already has as well"),
+    "local": dict(action="store_true", help="into results/local, with the runs there; the README stays"),
+    "accuracy": dict(default="sample", choices=("sample", "full"), help="of stored networks: 500 test images, or all"),
+}
+FIELDS = ("variant", "K", "Q", "J", "padding_mode", "attribute_support", "epochs", "batch_size", "lr", "schedule")
+TRAINING = ("dataset", "preset", "seed", "split", "train_size", "precision")
+MACHINE = ("dataset_root", "device", "threads")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,121 +69,66 @@ class Parser(argparse.ArgumentParser):
 def parser():
     top = Parser(prog="python -m hcnn", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    positional = dict(help="a run folder, or a short name such as cifar10-hcnn")
 
-    p = commands.add_parser("train", help="train a network into a run folder, or continue", allow_abbrev=False)
-    _training(p, (*VARIANTS, *SYSTEMS), "or a compared network; default: hcnn (released: hcnn-plus)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--split", default="test", choices=("test", "validation"), help="validation: test on held-out training images")
+    def command(run, words, *names, **changes):
+        p = commands.add_parser(run.__name__.removeprefix("run_").replace("_", "-"), help=words, allow_abbrev=False)
+        p.set_defaults(run=run)
+        for name in names:
+            p.add_argument(f"--{name.replace('_', '-')}", **OPTIONS[name] | changes.get(name, {}))
+        return p
 
-    p = commands.add_parser("headline", help="the full trainings of the paper's tables, one after the other, each where it stopped",
-                            allow_abbrev=False)
-    p.add_argument("--datasets", nargs="+", default=["cifar10", "cifar100"], choices=DATASETS)
-    p.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=(*VARIANTS, *SYSTEMS))
-    p.add_argument("--seeds", type=int, nargs="+", default=[0])
-    p.add_argument("--further", action="store_true", help="then periodic boundaries, `released`, seeds 1 to 4, other Q, w itself, larger K")
-    p.add_argument("--max-seconds", type=float, default=float("inf"), help="for all of them; the same command continues")
-    p.add_argument("--out", help="folder of the runs (default: results/runs)")
-    _machine(p)
-
-    p = commands.add_parser("ablations", help="train a network and every departure from it in one field, on held-out training images",
-                            allow_abbrev=False)
-    _training(p, VARIANTS, "default: hcnn (released: hcnn-plus)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0])
-    p.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, or one a core)")
-
-    p = commands.add_parser("evaluate", help="recompute the stored accuracy of a run from its weights", allow_abbrev=False)
-    p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
-    p.add_argument("--images", type=int, metavar="N", help="the first N test images only")
-    _machine(p)
-
-    p = commands.add_parser("interpret", help="what translated attributes are nearest to, section 5.3: interpretation.npz of a run, which "
-                            "notebook 06 shows", allow_abbrev=False)
-    p.add_argument("run", help="a run folder, or a short name such as cifar10-hcnn")
-    p.add_argument("--database", type=int, metavar="N", help="training images that are searched (default: all)")
-    p.add_argument("--queries", type=int, metavar="N", help="test images (default: all)")
-    p.add_argument("--altered", type=int, metavar="N", default=500, help="test images whose properties are changed (default: 500)")
-    _machine(p)
-
-    p = commands.add_parser("data", help="download and verify data sets", allow_abbrev=False)
+    command(run_train, f"train a network into a run folder, or continue; exit status {STOPPED} where it stopped early",
+            *FIELDS, *TRAINING, "set", "max_seconds", "out", *MACHINE)
+    command(run_headline, "the trainings of the paper's tables, or of the short recipe, each where it stopped",
+            "preset", "datasets", "variants", "seeds", "further", "workers", "max_seconds", "out", *MACHINE,
+            preset=dict(choices=("paper", "short"), default="paper", help="short: the table `Trained here, on a CPU`"))
+    command(run_ablations, "train a network and every departure from it in one field, on held-out training images",
+            *FIELDS, "dataset", "preset", "train_size", "precision", "set", "seeds", "workers", "max_seconds", "out",
+            *MACHINE, variant=dict(choices=tuple(VARIANTS)), seeds=dict(default=[0]))
+    p = command(run_evaluate, "recompute the stored accuracy of a run from its weights", "images", *MACHINE)
+    p.add_argument("name", metavar="run", nargs="?", **positional | dict(help="default: all in results/runs"))
+    p = command(run_interpret, "interpretation.npz of a run, section 5.3, which notebook 06 shows",
+                "database", "queries", "altered", *MACHINE)
+    p.add_argument("name", metavar="run", **positional)
+    p = command(run_data, "download and verify data sets", "dataset_root")
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
-    p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
-
-    p = commands.add_parser("speed", help="measure training steps beside the literal implementation", allow_abbrev=False)
-    p.add_argument("--again", action="store_true", help="measure what results/tables/speed.csv already has as well")
-    p.add_argument("--max-seconds", type=float, help="no case begins after so long; the same command continues")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-
-    add_command(commands)
-    p = commands.add_parser("verify", help="recompute tables, README and accuracies from the stored runs", allow_abbrev=False)
-    p.add_argument("--accuracy", default="sample", choices=("sample", "full"), help="of stored networks: on 500 test images, or on all")
-    _machine(p)
+    command(run_speed, "measure training steps beside the literal implementation",
+            "again", "max_seconds", "device", "threads")
+    command(run_gpu_check, "does this GPU train as it should? At most four minutes", "out", "device")
+    command(run_tables, "write tables and the README's results from the stored runs", "local")
+    command(run_verify, "write tables and README again and compare, evaluate the stored networks", "accuracy", *MACHINE)
     return top
 
 
-def _training(p, variants, which):
-    p.add_argument("--dataset", default="cifar10", choices=DATASETS)
-    p.add_argument("--preset", choices=tuple(CONVENTIONS), help="of architecture and recipe; default: paper, or as published elsewhere")
-    p.add_argument("--variant", choices=tuple(variants), help=which)
-    p.add_argument("--K", type=int, help="values of an attribute, a multiple of 4")
-    p.add_argument("--Q", type=int, help="separable filters, equation (8)")
-    p.add_argument("--J", type=int, help="depth")
-    p.add_argument("--padding-mode", choices=("zeros", "periodic"))
-    p.add_argument("--attribute-support", type=int, nargs=2, metavar=("S1", "S2"))
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch-size", type=int)
-    p.add_argument("--lr", type=float)
-    p.add_argument("--schedule", choices=SCHEDULES)
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another field of Architecture or Recipe")
-    p.add_argument("--train-size", type=int, help="training images used (default: all)")
-    p.add_argument("--precision", default="fast", choices=PRECISIONS)
-    p.add_argument("--max-seconds", type=float, help="stop cleanly after so long; the same command continues")
-    p.add_argument("--out", help="folder of the runs (default: results/runs)")
-    _machine(p)
+def _given(options, names):
+    """The options that were given, {name: value}."""
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
-def _machine(p):
-    p.add_argument("--dataset-root", help="folder of the data sets (default: data)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    p.add_argument("--threads", type=int, help="CPU threads")
-
-
-def settings(options):
-    """The Architecture and the Recipe that the options of `train` ask for."""
-    kind = Baseline if options.variant in SYSTEMS else Architecture
-    names = {cls: {f.name for f in fields(cls)} for cls in (kind, Recipe)}
-    given = {name: getattr(options, name) for name in ARCHITECTURE + RECIPE if getattr(options, name) is not None}
+def parameters(options):
+    """The options of `train` as a dictionary of parameters, for `experiment`."""
+    given = _given(options, FIELDS)
     for item in options.set:
         name, equals, text = item.partition("=")
-        if not equals or not any(name in allowed for allowed in names.values()):
-            raise ValueError(f"--set must be NAME=VALUE with a field of {kind.__name__} or Recipe, got {item!r}; fields are "
-                             + ", ".join(sorted(names[kind] | names[Recipe])))
-        if name in given:
+        if not equals:
+            raise ValueError(f"--set must be NAME=VALUE, got {item!r}")
+        if name in given or name in TRAINING:
             raise ValueError(f"{name} is given twice")
         try:
             given[name] = json.loads(text)
         except json.JSONDecodeError:
             given[name] = text  # a bare word is a string
-    given.setdefault("variant", "hcnn-plus" if options.preset == "released" else "hcnn")
-    recipe = {name: value for name, value in given.items() if name in names[Recipe]}
-    network = {name: value for name, value in given.items() if name not in recipe}
-    if kind is Architecture:
-        preset = options.preset or "paper"
-        return Architecture.preset(options.dataset, preset=preset, **network), Recipe.preset(preset, **recipe)
-    if options.preset:
-        raise ValueError(f"preset must not be given with {options.variant}, which was published once, got {options.preset!r}")
-    if options.variant == "wrn-student":
-        network.setdefault("teacher", teacher_name(options.dataset, options.seed, options.split, options.precision))
-    return Baseline.preset(options.dataset, **network), Recipe.preset(options.variant, **recipe)
+    return given | _given(options, TRAINING)
 
 
 def run_train(options):
-    _train(options)
+    run = _train(experiment(**parameters(options)), options, options.max_seconds)
+    return 0 if run["epochs_done"] == run["epochs"] else STOPPED
 
 
-def _train(options):
-    """Train as the options of `train` say, in one process of several under torchrun; the run's folder."""
-    architecture, recipe = settings(options)
+def _train(training, options, max_seconds=None):
+    """Train an Experiment, in one process of several under torchrun; what run.json says."""
     device = choose_device(options.device)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if distributed:
@@ -159,30 +138,36 @@ def _train(options):
     try:
         dataset = None
         if not distributed or dist.get_rank() == 0:  # one process downloads
-            dataset = load_dataset(options.dataset, options.dataset_root)
+            dataset = load_dataset(training.dataset, options.dataset_root)
         if distributed:
             dist.barrier()
-            dataset = dataset or load_dataset(options.dataset, options.dataset_root, download=False)
-        return train(architecture, recipe, dataset, seed=options.seed, out=options.out, device=device, precision=options.precision,
-                     split=options.split, train_size=options.train_size, max_seconds=options.max_seconds, log=_say)
+            dataset = dataset or load_dataset(training.dataset, options.dataset_root, download=False)
+        return read_run(train(
+            training.architecture, training.recipe, dataset, seed=training.seed, out=options.out, device=device,
+            precision=training.precision, split=training.split, train_size=training.train_size, max_seconds=max_seconds,
+            log=_say))
     finally:
         if distributed:
             dist.destroy_process_group()
 
 
 def run_headline(options):
-    """Train what is missing until the time is over or a signal comes; what fails is said and does not keep the others from starting."""
-    end, status = time.monotonic() + options.max_seconds, 0
-    for arguments in queue(options.datasets, options.variants, options.seeds, options.further):
-        if time.monotonic() >= end:
+    """Train what is missing until the time is over or a signal comes; a failure does not keep others from starting."""
+    queue = headline(options.datasets, options.variants, options.seeds, options.preset, options.further)
+    trainings = [experiment(**given) for given in queue]
+    names = [f"{training.dataset} {training.label} seed={training.seed}" for training in trainings]
+    if options.workers:
+        return _side_by_side(dict(zip(names, queue)), options)
+    end, status = time.monotonic() + (float("inf") if options.max_seconds is None else options.max_seconds), 0
+    for name, training in zip(names, trainings):
+        left = end - time.monotonic()
+        if left <= 0:
             _say("the time is over; the same command goes on from here")
             return status
-        limit = [] if end == float("inf") else ["--max-seconds", str(end - time.monotonic())]
-        command = ["train", *arguments, *limit, *_passed_on(options, "out", "dataset_root", "device")]
         try:
-            run = read_run(_train(parser().parse_args(command)))
+            run = _train(training, options, None if options.max_seconds is None else left)
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-            print(f"error: {' '.join(arguments)}: {error}", file=sys.stderr)
+            print(f"error: {name}: {error}", file=sys.stderr)
             status = 1
             continue
         if run["epochs_done"] < run["epochs"] and time.monotonic() < end:
@@ -190,32 +175,50 @@ def run_headline(options):
     return status
 
 
-def _passed_on(options, *names):
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+def _side_by_side(jobs, options):
+    """Train {name: parameters}, so many at a time; the exit status. max_seconds is for each of them."""
+    machine = _given(options, ("max_seconds", "out", *MACHINE))
+    lines = {name: command_line(given | machine) for name, given in jobs.items()}
+    return report(run_all(lines, options.workers, _say), _say)
 
 
 def run_ablations(options):
-    from hcnn.companion.results.ablations import commands  # pandas takes a second to import
-
-    arguments = _passed_on(options, "train_size", "max_seconds", "out", "dataset_root", "device", "threads")
-    plan = commands(*settings(options), options.precision, options.dataset, options.seeds, arguments)
-    return report(run_all(plan, options.workers, _say), _say)
+    """Without any option on the network or its training the base is the declared one."""
+    given = parameters(options)
+    asked_for = given != parameters(parser().parse_args(["ablations"]))
+    return _side_by_side(ablations(given if asked_for else BASE, options.seeds), options)
 
 
 def run_evaluate(options):
-    network = load(options.run)
-    run, device = network.run, choose_device(options.device)
-    parameters = run["parameters"]
-    data = split_dataset(_dataset_of(run, options.dataset_root), parameters["split"], parameters["train_size"])
-    n = len(data.test_labels) if options.images is None else options.images
-    if not 1 <= n <= len(data.test_labels):
-        raise ValueError(f"--images must be between 1 and {len(data.test_labels)}, got {n}")
+    if options.name:
+        _evaluate(load(options.name), options)
+        return
+    from hcnn.companion.results.ledger import write_evaluated  # pandas takes a second to import
+
+    found = {}
+    for trained in (load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))):
+        name, dataset = trained.run["name"], trained.run["parameters"]["dataset"]
+        if available(dataset, options.dataset_root):
+            found[name] = _evaluate(trained, options)
+        else:
+            _say(f"{name}: {dataset} is not present")
+    write_evaluated(found)
+
+
+def _evaluate(trained, options):
+    """Say the accuracy of a TrainedNetwork beside the stored one; return it."""
+    run, device = trained.run, choose_device(options.device)
+    asked, stored = run["parameters"], run["test_accuracy"]
+    data = split_dataset(_dataset_of(run, options.dataset_root), asked["split"], asked["train_size"])
+    total = len(data.test_labels)
+    n = total if options.images is None else options.images
+    if not 1 <= n <= total:
+        raise ValueError(f"--images must be between 1 and {total}, got {n}")
     images, labels = data.test_images[:n].to(device), data.test_labels[:n].to(device)
-    loss, accuracy = evaluate(network.to(device), images, labels, network.mean, network.std)
-    stored = run["test_accuracy"]
-    _say(f"{run['name']}  {n:,} of {len(data.test_labels):,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}")
-    _say(f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}   loss here {loss:.4f}")
+    loss, accuracy = evaluate(trained.to(device), images, labels, trained.mean, trained.std, size=trained.size)
+    _say(f"{run['name']}  {n:,} of {total:,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}")
+    _say(f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}  loss {loss:.4f}")
+    return accuracy
 
 
 def _dataset_of(run, root):
@@ -223,28 +226,23 @@ def _dataset_of(run, root):
     name = run["parameters"]["dataset"]
     dataset = load_dataset(name, root)
     if dataset.checksum != run["data_checksum"]:
-        raise ValueError(f"{name} has checksum {dataset.checksum[:12]}, the run was made with {run['data_checksum'][:12]}")
+        raise ValueError(f"{name} has checksum {dataset.checksum[:12]}, "
+                         f"the run was made with {run['data_checksum'][:12]}")
     return dataset
 
 
 def run_interpret(options):
-    from hcnn.companion.interpretation.measure import (  # pandas takes a second to import
-        FILE,
-        interpret,
-        load_interpretation,
-        save_interpretation,
-        settings,
-    )
+    from hcnn.companion.interpretation import measure  # pandas takes a second to import
 
-    network = load(options.run)
-    data = _dataset_of(network.run, options.dataset_root)
-    asked = settings(network, data, database=options.database, queries=options.queries, altered=options.altered)
-    where = f"{network.folder.name}/{FILE}"
-    if load_interpretation(network.folder, asked, larger=True) is not None:
+    trained = load(options.name)
+    data, where = _dataset_of(trained.run, options.dataset_root), f"{trained.folder.name}/{measure.FILE}"
+    asked = measure.settings(trained, data, database=options.database, queries=options.queries, altered=options.altered)
+    if measure.load_interpretation(trained.folder, asked, larger=True) is not None:
         _say(f"{where} holds as much already")
         return
-    save_interpretation(network.folder, interpret(network, data, asked, device=options.device, log=_say))
-    _say(f"{where}: {asked['database']:,} training images, {asked['queries']:,} test images, {asked['altered']} altered")
+    found = measure.interpret(trained, data, asked, device=options.device, log=_say)
+    measure.save_interpretation(trained.folder, found)
+    _say(f"{where}: {asked['database']:,} training and {asked['queries']:,} test images, {asked['altered']} altered")
 
 
 def run_data(options):
@@ -264,8 +262,14 @@ def run_speed(options):
                 max_seconds=options.max_seconds, log=_say)
 
 
+def run_tables(options):
+    from hcnn.companion.results.write import write_local, write_results  # pandas takes a second to import
+
+    (write_local if options.local else write_results)(log=_say)
+
+
 def run_verify(options):
-    from hcnn.companion.results.verify import verify  # pandas takes a second to import, and no other command needs it
+    from hcnn.companion.results.verify import verify  # pandas takes a second to import
 
     findings = verify(accuracy=options.accuracy, dataset_root=options.dataset_root, device=options.device, log=_say)
     for finding in findings:
@@ -278,7 +282,7 @@ def _say(line):
 
 
 def main(arguments=None):
-    """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later or differs, with a line on stderr."""
+    """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later or differs, with a line."""
     try:
         options = parser().parse_args(arguments)
         threads = getattr(options, "threads", None)
@@ -286,10 +290,7 @@ def main(arguments=None):
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        run = dict(train=run_train, headline=run_headline, ablations=run_ablations, evaluate=run_evaluate,
-                   interpret=run_interpret, data=run_data, speed=run_speed, verify=run_verify,
-                   **{"gpu-check": run_gpu_check})[options.command]
-        return run(options) or 0
+        return options.run(options) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

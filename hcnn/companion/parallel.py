@@ -1,4 +1,6 @@
-"""Several commands at a time: a process each, GPUs and CPU threads shared out, and the end of one no end of the others."""
+"""Several commands at a time: a process each, GPUs and CPU threads shared out, and the end of one no end of the
+others.
+"""
 
 import os
 import signal
@@ -9,29 +11,33 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+import joblib
 import torch
 
 from hcnn.training.stopping import Stop
 
 POLL_SECONDS = 0.2
+STOPPED = 75  # exit status (EX_TEMPFAIL) of a command that stopped before it was done; started again it goes on
 
 
 def run_all(commands, workers=None, log=print):
-    """Run {name: list of arguments}, `workers` at a time, and return {name: what went wrong, None where nothing did}, in that order.
+    """Run {name: list of arguments}, `workers` at a time; return {name: what went wrong, None where nothing did}.
 
-    Every line of a command is passed to `log` as `[name] line`. Each worker has a GPU of its own while there are enough
-    (CUDA_VISIBLE_DEVICES), and OMP_NUM_THREADS or else cores / workers CPU threads. workers: default one a GPU, without any one
-    a core. SIGINT or SIGTERM is handed on to the running commands as one SIGTERM, on which trainings leave a checkpoint, and
-    nothing more is started; another SIGINT a second later kills them. Raises ValueError where workers is no positive integer.
+    Every line of a command is passed to `log` as `[name] line`. Each worker has a GPU of its own while there are
+    enough (CUDA_VISIBLE_DEVICES), and OMP_NUM_THREADS or else cores / workers CPU threads. workers: default one a
+    GPU, without any one a core. SIGINT or SIGTERM is handed on to the running commands as one SIGTERM, on which
+    trainings leave a checkpoint, and nothing more is started; another SIGINT a second later kills them. Raises
+    ValueError where workers is no positive integer.
     """
     if workers is not None and not (isinstance(workers, int) and workers > 0):
         raise ValueError(f"workers must be a positive integer, got {workers!r}")
-    gpus, cores = _gpus(), len(os.sched_getaffinity(0))
+    gpus, cores = _gpus(), joblib.cpu_count()
     workers = min(workers or len(gpus) or cores, max(1, len(commands)))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
+    shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers)),
+              "PYTHONUNBUFFERED": "1"}
     places = SimpleQueue()
     for i in range(workers):
-        places.put({"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"} | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}))
+        places.put(shared | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}))
     one_line, running, told = threading.Lock(), {}, set()
 
     def say(line):
@@ -39,7 +45,8 @@ def run_all(commands, workers=None, log=print):
             log(line)
 
     with _signals(running) as stop, ThreadPoolExecutor(workers) as pool:
-        futures = {name: pool.submit(_run, name, arguments, places, running, stop, say) for name, arguments in commands.items()}
+        futures = {name: pool.submit(_run, name, arguments, places, running, stop, say)
+                   for name, arguments in commands.items()}
         while wait(futures.values(), POLL_SECONDS).not_done:
             if stop.reason():
                 for name, process in list(running.items()):
@@ -51,7 +58,9 @@ def run_all(commands, workers=None, log=print):
 
 @contextmanager
 def _signals(running):
-    """A Stop that SIGINT and SIGTERM set; `timeout` and others send theirs twice, so only a later SIGINT kills what runs."""
+    """A Stop that SIGINT and SIGTERM set; `timeout` and others send theirs twice, so only a later SIGINT kills what
+    runs.
+    """
     stop, kept, first = Stop(), {}, []
 
     def handle(number, frame):
@@ -74,27 +83,24 @@ def _run(name, arguments, places, running, stop, say):
     """Run one command when there is a place for it; what went wrong in a line, else None."""
     if stop.reason():
         return "not started"
-    place, last, problem = places.get(), "", None
+    place, last = places.get(), ""
     try:
         # a process group of its own: Ctrl-C reaches it through the executor alone, once
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                               env=os.environ | place, start_new_session=True) as process:
             running[name] = process
             for line in process.stdout:
-                reason = line.startswith(("error: ", "stopped ("))  # the second is what `train` says when it is not done
-                if reason or not stop.reason():  # a kernel that is shut down says much of no use
-                    say(f"[{name}] {line.rstrip()}")
-                    last = line.strip() or last
-                if reason:
-                    problem = line.strip().removeprefix("error: ")
+                say(f"[{name}] {line.rstrip()}")
+                last = line.strip() or last
     except OSError as error:
         return f"could not be started: {error}"
     finally:
         running.pop(name, None)
         places.put(place)
-    if process.returncode < 0:
-        return f"ended by {signal.Signals(-process.returncode).name}"
-    return problem or (f"exit status {process.returncode}: {last}" if process.returncode else None)
+    status = process.returncode
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return {0: None, STOPPED: "stopped before it was done"}.get(status, f"exit status {status}: {last}")
 
 
 def _gpus():
@@ -108,5 +114,6 @@ def report(outcomes, log=print):
     failed = {name: problem for name, problem in outcomes.items() if problem}
     for name, problem in failed.items():
         log(f"NOT COMPLETE  {name}: {problem}")
-    log(f"{len(outcomes) - len(failed)} of {len(outcomes)} are complete" + ("; the same command continues" if failed else ""))
+    log(f"{len(outcomes) - len(failed)} of {len(outcomes)} are complete"
+        + ("; the same command continues" if failed else ""))
     return 1 if failed else 0

@@ -1,7 +1,7 @@
 """The files of CIFAR-10 and CIFAR-100: where they are, what they must hold, reading, verifying and downloading them.
 
-Contents are compared by a checksum that does not depend on the order of the images (`content_checksum`), so that a copy of
-CIFAR-100 in another order than the published one is accepted and a single changed pixel or label is not.
+Contents are compared by a checksum that does not depend on the order of the images (`content_checksum`), so that a
+copy of CIFAR-100 in another order than the published one is accepted and a single changed pixel or label is not.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ STALL_SECONDS = 30  # without a byte, while downloading
 
 @dataclass(frozen=True)
 class Source:
-    """Files of a CIFAR data set and what they must hold: md5 where only the published file is right, else the content."""
+    """Files of a CIFAR data set and what they hold: md5 where only the published file is right, else the content."""
 
     folder: str
     url: str
@@ -42,8 +42,10 @@ class Source:
 
 SOURCES = {
     "cifar10": Source(
-        "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a",
-        {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}, "batches.meta", b"labels", b"label_names",
+        "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}, "batches.meta", b"labels",
+        b"label_names",
         md5={
             "data_batch_1": "c99cafc152244af753f735de768cd75f", "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
             "data_batch_3": "54ebc095f3ab1f0389bbae665268c751", "data_batch_4": "634d18415352ddfa80567beed471001a",
@@ -54,7 +56,8 @@ SOURCES = {
                  "test": "11be7cf3ed0bf1df2a473c0d4d3db6eafcac4518b49a5b4224077d754106b38d"},
     ),
     "cifar100": Source(
-        "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85",
+        "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
         {"train": ("train",), "test": ("test",)}, "meta", b"fine_labels", b"fine_label_names",
         md5={"meta": "7973b15100ade9c7d40fb424638fde48"},  # train and test may hold their images in any order
         content={"train": "eb2821554fda8c7f4668a001ee774fc1a64e3583c2729a86c673281a0c1943b1",
@@ -72,8 +75,9 @@ def file_paths(name, root):
 def read_files(name, root):
     """Read and verify a CIFAR data set in root: {"train" and "test": (images, labels)}, and the names of the classes.
 
-    CIFAR-100 comes in the order of the image digests. Its files exist in several orders; brought to one, runs and stored
-    image indices mean the same on every copy. Raises FileNotFoundError and ValueError that name the file and what mends it.
+    CIFAR-100 comes in the order of the image digests. Its files exist in several orders; brought to one, runs and
+    stored image indices mean the same on every copy. Raises FileNotFoundError and ValueError that name the file and
+    what mends it.
     """
     source = SOURCES[name]
     folder = root / source.folder
@@ -93,7 +97,7 @@ def read_files(name, root):
 
 
 def download_files(name, root, allowed=True):
-    """Put the files of a CIFAR data set into root, whole or not at all; FileNotFoundError saying what to do otherwise."""
+    """Put the files of a CIFAR data set into root, whole or not at all, else FileNotFoundError says what to do."""
     source = SOURCES[name]
     try:
         if not allowed or os.environ.get("HCNN_OFFLINE", "0") not in ("", "0"):
@@ -115,8 +119,8 @@ def download_files(name, root, allowed=True):
                 os.replace(new, path)
     except (OSError, HTTPException, RuntimeError, EOFError, tarfile.TarError) as error:
         raise FileNotFoundError(
-            f"{name} could not be downloaded to {root} ({error}); put the folder {source.folder} of {source.url} there, or set "
-            f"HCNN_DATA to the folder that holds it, or choose DATASET=digits") from error
+            f"{name} could not be downloaded to {root} ({error}); put the folder {source.folder} of {source.url} "
+            f"there, or set HCNN_DATA to the folder that holds it, or choose DATASET=digits") from error
 
 
 def content_checksum(images, labels):
@@ -139,8 +143,9 @@ def image_digests(images, labels=None):
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numbers, strings, lists, dicts and numpy arrays, and nothing else.
 
-    A pickle may name any function to be called while it is read. Files of CIFAR-100 in another order can only be verified
-    after they have been read, so the three names that an array needs are admitted and every other one is refused.
+    A pickle may name any function to be called while it is read. Files of CIFAR-100 in another order can only be
+    verified after they have been read, so the three names that an array needs are admitted and every other one is
+    refused.
     """
 
     NAMES = {
@@ -166,7 +171,7 @@ def _md5(file):
 
 
 def _read(path, expected):
-    """The dict in one file, its keys and strings as bytes (Python 2 wrote it); expected: "md5 ..." or "content checksum ..."."""
+    """The dict in one file, its strings as bytes (Python 2 wrote it); expected: "md5 ..." or "content checksum ..."."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (expected {expected}); {MEND}")
     with open(path, "rb") as file:
@@ -196,10 +201,6 @@ def _read_split(source, folder, split, num_classes):
             raise _damaged(folder / file, f"it must hold {n:,} labels from 0 to {num_classes - 1}", expected, "others")
         images.append(x)
         labels.append(y)
-    counts = np.bincount(np.concatenate(labels), minlength=num_classes)
-    if len(set(counts)) > 1:
-        raise _damaged(folder / source.files[split][0], f"classes must have {source.images[split] // num_classes:,} {split} images",
-                       f"content checksum {source.content[split]}", f"classes of {counts.min():,} to {counts.max():,} images")
     return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.from_numpy(np.concatenate(labels)).long()
 
 

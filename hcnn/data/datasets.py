@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from hcnn import paths
 from hcnn.data.cifar import SOURCES, content_checksum, download_files, file_paths, image_digests, read_files
+from hcnn.settings import is_integer
 
 DATASETS = ("cifar10", "cifar100", "digits")
 DIGITS_CONTENT = {"train": "6bdefbace9eae46fc546edbb3e02336bd96cc304499a7e69768b9de8117c4c25",
@@ -20,9 +21,9 @@ DIGITS_CONTENT = {"train": "6bdefbace9eae46fc546edbb3e02336bd96cc304499a7e69768b
 class Dataset:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64, with what a network needs to know about them.
 
-    mean, std: of every colour over all training images, in units of pixel / 255. checksum: sha256 of the content, whatever
-    the order of the images. substitutes: the data set that was asked for, where digits stand in. flip: whether a horizontal
-    flip keeps the class.
+    mean, std: of every colour over all training images, in units of pixel / 255. checksum: sha256 of the content,
+    whatever the order of the images. substitutes: the data set that was asked for, where digits stand in. flip:
+    whether a horizontal flip keeps the class.
     """
 
     name: str
@@ -41,9 +42,10 @@ class Dataset:
 def load_dataset(name="cifar10", root=None, download=True, fallback=False):
     """Read, verify and return a data set; CIFAR is downloaded where nothing of it is present.
 
-    root: the folder that holds cifar-10-batches-py/ and cifar-100-python/ (default: the environment's HCNN_DATA, else data/
-    of the repository). fallback: where CIFAR is neither present nor downloadable, print one line and return digits.
-    Raises FileNotFoundError saying what to do about missing files, and ValueError naming the file that is damaged.
+    root: the folder that holds cifar-10-batches-py/ and cifar-100-python/ (default: the environment's HCNN_DATA, else
+    data/ of the repository). fallback: where CIFAR is neither present nor downloadable, print one line and return
+    digits. Raises FileNotFoundError saying what to do about missing files, and ValueError naming the file that is
+    damaged.
     """
     root = _root(name, root)
     if name == "digits":
@@ -82,10 +84,10 @@ def available(name, root=None):
 def split_dataset(dataset, split="test", train_size=None):
     """The data set with other images to train or to test on; mean and std stay those of all training images.
 
-    split: "test" keeps the test images; "validation" holds out 5,000 training images (a tenth, if that is less) in their
-    place, a fixed choice that follows the classes and does not depend on the order of the images.
-    train_size: keep so many training images, the first ones of every class, in the proportions of the classes.
-    Raises ValueError for another split, or a train_size outside 1 ... number of training images.
+    split: "test" keeps the test images; "validation" holds out 5,000 training images (a tenth, if that is less) in
+    their place, a fixed choice that follows the classes and does not depend on the order of the images. train_size:
+    keep so many training images, the first ones of every class, in the proportions of the classes. Raises ValueError
+    for another split, or a train_size outside 1 ... number of training images.
     """
     if split not in ("test", "validation"):
         raise ValueError(f"split must be 'test' or 'validation', got {split!r}")
@@ -96,10 +98,10 @@ def split_dataset(dataset, split="test", train_size=None):
                           test_images=images[held_out], test_labels=labels[held_out])
     if train_size is not None:
         n = len(dataset.train_labels)
-        if not isinstance(train_size, int) or isinstance(train_size, bool) or not 1 <= train_size <= n:
+        if not is_integer(train_size, 1) or train_size > n:
             raise ValueError(f"train_size must be an integer from 1 to {n:,}, the training images of {dataset.name} "
                              f"with split={split!r}, got {train_size!r}")
-        kept = _first_of_every_class(dataset.train_labels, range(n), train_size)
+        kept = first_of_every_class(dataset.train_labels, train_size)
         dataset = replace(dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept])
     return dataset
 
@@ -122,18 +124,23 @@ def _assemble(name, splits, content, classes, **others):
     weights /= weights.sum(1, keepdim=True)
     mean = weights @ values
     std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
-    return Dataset(name, *splits["train"], *splits["test"], classes=tuple(classes), mean=tuple(mean.tolist()), std=tuple(std.tolist()),
+    return Dataset(name, *splits["train"], *splits["test"], classes=tuple(classes), mean=tuple(mean.tolist()),
+                   std=tuple(std.tolist()),
                    checksum=hashlib.sha256((content["train"] + content["test"]).encode()).hexdigest(), **others)
 
 
-def _first_of_every_class(labels, order, n):
-    """The first n in `order`, with the classes in the proportions of `labels` (largest remainders); sorted indices."""
+def first_of_every_class(labels, n, order=None):
+    """The first n images in `order` (default: as they stand), with the classes in their proportions; sorted indices.
+
+    Raises ValueError unless n is an integer from 1 to the number of labels.
+    """
+    if not is_integer(n, 1) or n > len(labels):
+        raise ValueError(f"n must be an integer from 1 to {len(labels):,}, got {n!r}")
     labels = labels.numpy()
+    order = np.arange(len(labels)) if order is None else np.asarray(order)
     counts = np.bincount(labels)
-    quotas = counts * n // len(labels)
-    remainders = counts * n % len(labels)
-    quotas[np.argsort(-remainders, kind="stable")[: n - quotas.sum()]] += 1
-    order = np.asarray(order)
+    quotas, remainders = counts * n // len(labels), counts * n % len(labels)
+    quotas[np.argsort(-remainders, kind="stable")[: n - quotas.sum()]] += 1  # the largest remainders
     picked = [order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]
     return torch.from_numpy(np.sort(np.concatenate(picked)))
 
@@ -142,7 +149,7 @@ def _hold_out(images, labels, n):
     """A fixed choice of n images as a mask: in every class those with the smallest digests, as good as random."""
     digests = image_digests(images, labels)
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[_first_of_every_class(labels, sorted(range(len(labels)), key=digests.__getitem__), n)] = True
+    mask[first_of_every_class(labels, n, sorted(range(len(labels)), key=digests.__getitem__))] = True
     return mask
 
 
@@ -163,8 +170,8 @@ def _load_digits():
     splits = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
     for split, expected in DIGITS_CONTENT.items():
         if (found := content_checksum(*splits[split])) != expected:
-            raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, expected "
-                             f"{expected}; install the scikit-learn version of environment.yml")
+            raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, "
+                             f"expected {expected}; install the scikit-learn version of environment.yml")
     return _assemble("digits", splits, DIGITS_CONTENT, map(str, range(10)), flip=False)
 
 

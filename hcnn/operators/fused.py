@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from hcnn.device import switched_off
-from hcnn.operators import folding, moments
+from hcnn.device import switched_off, world
+from hcnn.operators import folding
 from hcnn.operators.convolution import spatial_conv
 
 SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have, for the gradient of the matrix
@@ -75,7 +75,7 @@ def elu_over(y, mean):
 
 def _in_one_pass(layer):
     every = layer.statistics == "all" or layer.space.stride == 1
-    return every and layer.spatial_support == 3 and layer.space.padding == "symmetric" and moments.processes() == 1
+    return every and layer.spatial_support == 3 and layer.space.padding == "symmetric" and world() == 1
 
 
 @cache

@@ -8,6 +8,7 @@ from math import prod
 import torch
 import torch.distributed as dist
 
+from hcnn.device import world
 from hcnn.geometry import Geometry
 from hcnn.operators.convolution import pad_space
 
@@ -24,14 +25,9 @@ class _AllSum(torch.autograd.Function):
         return _AllSum.forward(ctx, grad)
 
 
-def processes():
-    """Of torch.distributed, 1 without."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def all_sum(t):
     """Sum of a tensor over the processes of torch.distributed (itself where there is one process), differentiable."""
-    return _AllSum.apply(t) if processes() > 1 else t
+    return _AllSum.apply(t) if world() > 1 else t
 
 
 class _PatchSums(torch.autograd.Function):

@@ -1,30 +1,32 @@
-"""The training recipes as data: what the paper and the authors' released code do, and the learning rate at any moment."""
+"""The training recipes as data: that of the paper, of the authors' released code, and one for a CPU."""
 
-from dataclasses import dataclass, fields
-from math import cos, pi
-from sys import float_info
+from dataclasses import dataclass
+from functools import singledispatch
+from math import ceil, cos, pi
+from typing import ClassVar
 
 from hcnn.architecture import CONVENTIONS, Architecture
-from hcnn.companion.baselines.systems import SYSTEMS, Baseline
-from hcnn.settings import Settings, is_integer
+from hcnn.settings import BOOLEAN, Rule, Settings, integer, is_integer, number, one_of, optional, tuple_of
 
-SCHEDULES = ("step", "cosine")
-WARM_UP = 0.05  # share of a cosine run in which the learning rate rises
-
-
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
+OPTIMISERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("step", "cosine", "linear")
+COLOURS = "three numbers between 0 and 1 (units of pixel / 255)"
+SHARE = number(lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Minibatch SGD with momentum, its learning-rate schedule and the augmentation; the defaults are the paper's (section 4.2).
+    """Gradient descent on minibatches, its learning-rate schedule and the augmentation; the defaults are the paper's.
 
-    lr: the starting rate. schedule `step`: lr times multipliers[i] after milestones[i - 1], milestones as fractions of the run,
-    so that another number of epochs scales them; `cosine`: a linear rise over the first 5%, then a cosine to zero. weight_decay:
-    on filters only (`w -= lr * weight_decay * w`). shift: largest translation in pixels, uniform along both axes. flip: mirror
-    images with probability 1/2 where the data set allows it. mean, std: standardisation in units of pixel / 255 instead of the
-    data set's own.
+    optimiser: `sgd` with momentum; `adamw` with betas; `muon`, which moves each filter bank as a matrix (rows:
+    filters) by its orthogonalised momentum, and everything else by AdamW with the rate lr_rest. lr: the largest rate.
+    schedule `step`: lr times multipliers[i] after milestones[i - 1], milestones as fractions of the run, so that
+    another number of epochs scales them; `cosine`, `linear`: a linear rise over the share warm_up of the run, then so
+    to zero. weight_decay: on filters only (`w -= lr * weight_decay * w`). label_smoothing: share of the training loss
+    that all classes have alike. sizes: height and width of the images in equal parts of the run, the last one that of
+    the tests too, shrunk by averaging areas; none: the data set's. shift: largest translation in pixels of the data
+    set's size, uniform along both axes. flip: mirror images with probability 1/2 where the data set allows it. mean,
+    std: standardisation in units of pixel / 255 instead of the data set's own.
 
     Raises ValueError naming the parameter, its value and the allowed values.
     """
@@ -42,54 +44,57 @@ class Recipe(Settings):
     flip: bool = True
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    optimiser: str = "sgd"
+    betas: tuple[float, float] = (0.9, 0.99)
+    lr_rest: float | None = None
+    warm_up: float = 0.05
+    label_smoothing: float = 0.0
+    sizes: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        for field in fields(self):  # one spelling of each value, so that equal recipes have equal hashes
-            value = getattr(self, field.name)
-            if isinstance(value, (list, tuple)):
-                value = tuple(float(v) if _number(v) else v for v in value)
-            elif field.type is float and _number(value):
-                value = float(value)
-            object.__setattr__(self, field.name, value)
-        self._validate()
+    RULES: ClassVar = {
+        "epochs": integer(1),
+        "batch_size": integer(1),
+        "lr": number(lambda value: value > 0, "a positive number"),
+        "schedule": one_of(SCHEDULES),
+        "milestones": Rule(lambda value: _is_numbers(value, lambda v: 0 < v < 1) and list(value) == sorted(set(value)),
+                           "increasing fractions of the run between 0 and 1"),
+        "momentum": SHARE,
+        "nesterov": BOOLEAN,
+        "weight_decay": number(lambda value: value >= 0, "a number that is not negative"),
+        "shift": integer(0),
+        "flip": BOOLEAN,
+        "mean": optional(Rule(lambda value: _is_numbers(value, lambda v: 0 <= v <= 1, 3), COLOURS)),
+        "std": optional(Rule(lambda value: _is_numbers(value, lambda v: 0 < v <= 1, 3), COLOURS)),
+        "optimiser": one_of(OPTIMISERS),
+        "betas": Rule(lambda value: _is_numbers(value, lambda v: 0 <= v < 1, 2),
+                      "two numbers of at least 0 and below 1"),
+        "lr_rest": optional(number(lambda value: value > 0, "a positive number")),
+        "warm_up": SHARE,
+        "label_smoothing": SHARE,
+        "sizes": tuple_of(lambda n: is_integer(n, 1), "positive integers (pixels), or none"),
+    }
 
-    def _validate(self):
-        def require(name, holds, allowed):
-            if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-        def is_numbers(value, holds):
-            return isinstance(value, tuple) and all(_number(v) and holds(v) for v in value)
-
-        require("epochs", is_integer(self.epochs, 1), "an integer of at least 1")
-        require("batch_size", is_integer(self.batch_size, 1), "an integer of at least 1")
-        require("lr", _number(self.lr) and self.lr > 0, "a positive number")
-        require("schedule", self.schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES))
-        require("milestones", is_numbers(self.milestones, lambda v: 0 < v < 1) and list(self.milestones) == sorted(set(self.milestones)),
-                "increasing fractions of the run between 0 and 1")
-        require("multipliers", is_numbers(self.multipliers, lambda v: v >= 0) and len(self.multipliers) == len(self.milestones) + 1,
-                f"{len(self.milestones) + 1} factors of lr that are not negative, one more than milestones")
-        require("momentum", _number(self.momentum) and 0 <= self.momentum < 1, "a number of at least 0 and below 1")
-        require("nesterov", isinstance(self.nesterov, bool) and (self.momentum > 0 or not self.nesterov),
-                "true or false, and false without momentum")
-        require("weight_decay", _number(self.weight_decay) and self.weight_decay >= 0, "a number that is not negative")
-        require("shift", is_integer(self.shift, 0), "an integer of at least 0 (pixels)")
-        require("flip", isinstance(self.flip, bool), "true or false")
-        for name, least in (("mean", -1e-9), ("std", 0)):
-            value = getattr(self, name)
-            require(name, value is None or is_numbers(value, lambda v: least < v <= 1) and len(value) == 3,
-                    "none or three numbers between 0 and 1 (units of pixel / 255)")
-        require("std", (self.mean is None) == (self.std is None), "given together with mean")
+    def _check(self):
+        n = len(self.milestones) + 1
+        self._require("multipliers", _is_numbers(self.multipliers, lambda v: v >= 0, n),
+                      f"{n} factors of lr that are not negative, one more than milestones")
+        self._require("nesterov", self.momentum > 0 or not self.nesterov, "false without momentum")
+        self._require("std", (self.mean is None) == (self.std is None), "given together with mean")
+        self._require("lr_rest", (self.lr_rest is not None) == (self.optimiser == "muon"),
+                      "given with muon, and only there")
 
     @classmethod
-    def preset(cls, preset="paper", **overrides):
-        """The paper's recipe, or that of the authors' `released` code; overrides are other fields."""
+    def preset(cls, preset: str = "paper", **overrides) -> "Recipe":
+        """The paper's recipe, that of the authors' `released` code, or the `short` one; overrides are other fields."""
         if preset not in tuple(PRESETS):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        unknown = set(overrides) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown parameter {sorted(unknown)[0]!r}; allowed are {', '.join(f.name for f in fields(cls))}")
+        cls.known(overrides)
         return cls(**(PRESETS[preset] | overrides))
+
+
+def _is_numbers(value, holds, length=None):
+    return isinstance(value, tuple) and length in (None, len(value)) and all(
+        isinstance(v, float) and abs(v) < float("inf") and holds(v) for v in value)
 
 
 PRESETS = {
@@ -101,44 +106,51 @@ PRESETS = {
         weight_decay=6e-4,  # Keras adds 3e-4 w^2 to the loss
         mean=tuple(v / 255 for v in (125.3, 123.0, 113.9)), std=tuple(v / 255 for v in (63.0, 62.1, 66.7)),
     ),
-    # The compared networks; `baselines` names the sources. Their rates fall at epochs or steps that are written as fractions.
-    "all-cnn": dict(epochs=350, batch_size=128, lr=0.05, milestones=(200 / 350, 250 / 350, 300 / 350), multipliers=(1, 0.1, 0.01, 1e-3),
-                    weight_decay=1e-3, shift=5),  # a rate of 0.25, 0.1, 0.05 or 0.01 was chosen on validation images; batches are not given
-    "resnet-20": dict(epochs=164, batch_size=128, lr=0.1, milestones=(32 / 64, 48 / 64), multipliers=(1, 0.1, 0.01),  # thousands of steps
-                      weight_decay=1e-4, shift=4),
-    "nin": dict(epochs=307, batch_size=128, lr=0.1, milestones=(100 / 120, 110 / 120), multipliers=(1, 0.1, 0.01),  # thousands of steps
-                weight_decay=1e-4, shift=4),  # twice a tenth when the loss no longer falls; when that is was never published
-    **dict.fromkeys(("wrn-16-1", "wrn-40-1", "wrn-student"), dict(
-        epochs=200, batch_size=128, lr=0.1, milestones=(60 / 200, 120 / 200, 160 / 200), multipliers=(1, 0.2, 0.04, 0.008),
-        weight_decay=5e-4, shift=4)),  # their border is the mirrored image, ours the mean colour
-    "fitnet": dict(epochs=230, batch_size=128, lr=0.01, milestones=(40 / 90, 60 / 90, 80 / 90), multipliers=(1, 0.1, 0.01, 1e-3),
-                   weight_decay=5e-4, shift=4),  # thousands of steps
+    # Chosen on held-out training images of CIFAR-10; `notebooks/tried_short.csv` has what was tried.
+    "short": dict(
+        epochs=40, batch_size=64, optimiser="muon", lr=0.04, lr_rest=0.015, momentum=0.95, schedule="linear",
+        warm_up=0.1, weight_decay=0.01, shift=3, sizes=(16, 16, 24, 32),
+    ),
 }
 
 
-def presets(dataset, variant):
-    """What was published of a system: {preset: (its Architecture or Baseline, its Recipe)}; a compared network's preset is its variant."""
-    if variant in SYSTEMS:
-        return {variant: (Baseline.preset(dataset, variant), Recipe.preset(variant))}
+def lr_at(recipe: Recipe, progress: float) -> float:
+    """The learning rate after a share `progress` (0..1) of all steps of the run."""
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.multipliers[sum(progress >= milestone for milestone in recipe.milestones)]
+    if progress < recipe.warm_up:
+        return recipe.lr * progress / recipe.warm_up
+    left = 1 - (progress - recipe.warm_up) / (1 - recipe.warm_up)
+    return recipe.lr * (left if recipe.schedule == "linear" else 0.5 * (1 - cos(pi * left)))
+
+
+def size_at(recipe: Recipe, epoch: int) -> int | None:
+    """Height and width of the images of an epoch, 0 .. epochs - 1; None: the data set's."""
+    return recipe.sizes[ceil((epoch + 1) * len(recipe.sizes) / recipe.epochs) - 1] if recipe.sizes else None
+
+
+@singledispatch
+def published(description, dataset: str) -> dict:
+    """What is known of a network of this kind on a data set: {preset: (its description, its Recipe)}.
+
+    An open function: whoever describes other networks registers their recipes.
+    """
+    raise TypeError(f"nothing says how a {type(description).__name__} is trained; use published.register")
+
+
+@published.register
+def _(description: Architecture, dataset):
+    variant = description.variant
     names = [name for name in CONVENTIONS if (name, variant) != ("released", "hcnn")]  # the code has HCNN(+) only
     return {name: (Architecture.preset(dataset, variant, name), Recipe.preset(name)) for name in names}
 
 
-def lr_at(recipe, progress):
-    """The learning rate after a share `progress` (0..1) of all steps of the run."""
-    if recipe.schedule == "cosine":
-        if progress < WARM_UP:
-            return recipe.lr * progress / WARM_UP
-        return recipe.lr * 0.5 * (1 + cos(pi * (progress - WARM_UP) / (1 - WARM_UP)))
-    return recipe.lr * recipe.multipliers[sum(progress >= milestone for milestone in recipe.milestones)]
-
-
 def preset_of(architecture, recipe, dataset):
-    """The preset that architecture and recipe are nearest to, and the fields in which they depart from it: (name, overrides)."""
+    """(name, overrides): the preset nearest to a description and a Recipe, and the fields in which they depart."""
     candidates = []
-    for preset, published in presets(dataset, architecture.variant).items():
+    for preset, published_pair in published(architecture, dataset).items():
         overrides = {}
-        for ours, base in zip((architecture, recipe), published):
+        for ours, base in zip((architecture, recipe), published_pair):
             base = base.as_dict()
             overrides |= {name: value for name, value in ours.as_dict().items() if value != base[name]}
         candidates.append((preset, overrides))

@@ -1,11 +1,11 @@
 """The run folder on disk: its name, files written whole or not at all, one writer at a time.
 
-A folder holds run.json (what was asked and what came out), metrics.csv (a row an epoch), weights.safetensors and, while the
-run is unfinished, checkpoint.safetensors, from which the other files are written again.
+A folder holds run.json (what was asked and what came out), metrics.csv (a row an epoch), weights.safetensors and,
+while the run is unfinished, checkpoint.safetensors, from which the other files are written again.
 """
 
 import csv
-import fcntl
+import errno
 import hashlib
 import io
 import json
@@ -14,20 +14,26 @@ from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from hcnn.architecture import describe
+from hcnn.training.recipe import Recipe
+
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 NUMBER, NONE = (int, float), type(None)
 ENTRIES = {  # of run.json and their types
-    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int, "classes": list,
-    "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int, "data_checksum": str, "weights_sha256": (str, NONE),
+    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int,
+    "classes": list, "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int,
+    "data_checksum": str, "weights_sha256": (str, NONE),
     **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
     "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
     "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,
     "parameters/architecture/variant": str, "parameters/architecture/padding_mode": str,
 }
+USUAL = dict(substitutes=None, split="test", train_size=None, precision="fast")  # parameters that a name need not tell
 CHECKPOINT, WEIGHTS, METRICS, RUN = "checkpoint.safetensors", "weights.safetensors", "metrics.csv", "run.json"
 
 
@@ -41,12 +47,24 @@ def sha256(content):
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
+def essence(parameters):
+    """What is unusual in the parameters of a run: equal for equal runs, whatever fields are added later."""
+    architecture = describe(parameters["architecture"])
+    others = {name: value for name, value in parameters.items() if USUAL.get(name, ...) != value}
+    return others | dict(architecture=architecture.changed() | dict(variant=architecture.variant),
+                         recipe=Recipe(**parameters["recipe"]).changed())
+
+
 def run_name(parameters):
-    """<dataset>-<system>-<boundary>-s<seed>-<8 hex of the sha256 of the parameters>; a data set that stands in for another says so."""
+    """<data set>-<system>-<boundary>-s<seed>-<8 hex of the sha256 of what is unusual in the parameters, see `essence`>.
+
+    A data set that stands in for another says so.
+    """
     dataset, architecture = parameters["dataset"], parameters["architecture"]
     if parameters["substitutes"]:
         dataset = f"{dataset}-for-{parameters['substitutes']}"
-    return f"{dataset}-{architecture['variant']}-{architecture['padding_mode']}-s{parameters['seed']}-{sha256(canonical(parameters))[:8]}"
+    digest = sha256(canonical(essence(parameters)))[:8]
+    return f"{dataset}-{architecture['variant']}-{architecture['padding_mode']}-s{parameters['seed']}-{digest}"
 
 
 def write_bytes(path, content):
@@ -62,11 +80,12 @@ def write_bytes(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, survives a power failure
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name, too, survives a power failure
+            finally:
+                os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"could not write {path} ({error.strerror}); the earlier file is untouched. "
@@ -79,17 +98,16 @@ def lock(folder):
 
     Raises BlockingIOError when another process holds it.
     """
-    with open(Path(folder) / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BlockingIOError(error.errno, f"{folder} is being written by process {file.read().strip() or '?'}; "
-                                  "wait for it or stop it") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    held = FileLock(Path(folder) / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN,
+                              f"{folder} is being written by another process; wait for it or stop it") from error
+    try:
         yield
+    finally:
+        held.release()
 
 
 def write_run(folder, run):
@@ -102,7 +120,7 @@ def write_run(folder, run):
 def read_run(folder):
     """The content of run.json as a dictionary.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed after it was written, or lacks an entry.
+    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed later, or lacks an entry.
     """
     path = Path(folder) / RUN
     if not path.exists():
@@ -111,31 +129,34 @@ def read_run(folder):
     if (Path(folder) / CHECKPOINT).exists():
         remedy = f"delete this file and run again: nothing is lost, {CHECKPOINT} holds all of it"
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text(encoding="utf-8"))
         expected, found = run["checksum"], sha256(canonical({k: v for k, v in run.items() if k != "checksum"}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if expected != found:
-        raise ValueError(f"{path} was changed after it was written (checksum {expected[:12]}, content gives {found[:12]}); "
-                         f"{remedy}")
+        raise ValueError(f"{path} was changed after it was written (checksum {str(expected)[:12]}, content gives "
+                         f"{found[:12]}); {remedy}")
     for entry, kind in ENTRIES.items():
         value = reduce(lambda values, key: values.get(key, ...), entry.split("/"), run)
         if not isinstance(value, kind) or isinstance(value, bool):
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ValueError(f"{path} must have {entry} of type {names}, got {'nothing' if value is ... else repr(value)[:50]}; {remedy}")
+            raise ValueError(f"{path} must have {entry} of type {names}, got "
+                             f"{'nothing' if value is ... else repr(value)[:50]}; {remedy}")
     if run["epochs_done"] and None in (run["test_accuracy"], run["test_loss"], run["images_per_second"]):
         raise ValueError(f"{path} must have the accuracy, loss and speed of {run['epochs_done']} epochs; {remedy}")
     return run
 
 
 def is_finished(folder, parameters):
-    """Whether the folder holds the run of these parameters, complete.  Raises ValueError where it holds another one."""
+    """Whether the folder holds the run of these parameters, complete. Raises ValueError where it holds another one."""
     if not (Path(folder) / RUN).exists():
         return False
     run = read_run(folder)
-    if run["parameters"] != parameters:
-        different = [key for key in parameters if run["parameters"].get(key) != parameters[key]]
-        raise ValueError(f"{folder} holds another run (different: {', '.join(different)}); move it away or choose another `out`")
+    there, asked = essence(run["parameters"]), essence(parameters)
+    if there != asked:
+        different = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+        raise ValueError(f"{folder} holds another run (different: {', '.join(different)}); move it away or choose "
+                         "another `out`")
     return run["epochs_done"] == parameters["recipe"]["epochs"] and not (Path(folder) / CHECKPOINT).exists()
 
 
@@ -162,40 +183,53 @@ def read_weights(folder, run):
     """
     path = Path(folder) / WEIGHTS
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: no epoch of this run is finished, or its weights are not stored. "
-                                "Train it with the parameters in run.json")
+        raise FileNotFoundError(f"{path} does not exist: no epoch of this run is finished, or its weights are not "
+                                "stored. Train it with the parameters in run.json")
     content = path.read_bytes()
     if sha256(content) != run["weights_sha256"]:
-        raise ValueError(f"{path} has sha256 {sha256(content)[:12]}, run.json says {str(run['weights_sha256'])[:12]}: the file is "
-                         "damaged or of another run; restore it from git, or train again")
+        raise ValueError(f"{path} has sha256 {sha256(content)[:12]}, run.json says {str(run['weights_sha256'])[:12]}: "
+                         "the file is damaged or of another run; restore it from git, or train again")
     try:
         return load_tensors(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}); restore it from git, or train again") from error
 
 
-def write_checkpoint(folder, tensors, state):
-    """Write tensors and a JSON-able state as one safetensors file, with a checksum of both."""
-    tensors, text = _plain(tensors), canonical(state)
+def write_checkpoint(folder, parts, state):
+    """Write {part: {name: tensor}} and a JSON-able state as one safetensors file, with a checksum of both."""
+    tensors = _plain({f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()})
+    text = canonical(state)
     metadata = {"state": text, "sha256": _fingerprint(tensors, text)}
     write_bytes(Path(folder) / CHECKPOINT, save_tensors(tensors, metadata=metadata))
 
 
-def read_checkpoint(folder):
-    """The (tensors, state) of the checkpoint, or None where there is none."""
+def read_checkpoint(folder, parameters):
+    """The ({part: {name: tensor}}, state) of the checkpoint of the run of these parameters; None where none was begun.
+
+    Raises ValueError where it is damaged, belongs to another run, or is missing beside epochs that are done.
+    """
     path = Path(folder) / CHECKPOINT
     if not path.exists():
+        if (Path(folder) / RUN).exists() and read_run(folder)["epochs_done"]:
+            raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; "
+                             "restore it, or delete the folder to start again")
         return None
+    parts = dict(network={}, optimiser={})
     try:
         with safe_open(path, framework="pt") as file:
             text, expected = file.metadata()["state"], file.metadata()["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
         if _fingerprint(tensors, text) != expected:
             raise ValueError("its content does not have its checksum")
         state = json.loads(text)
+        for name, tensor in tensors.items():
+            part, _, name = name.partition(".")
+            parts[part][name] = tensor
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start the run again") from error
-    return tensors, state
+    if essence(state["parameters"]) != essence(parameters):
+        raise ValueError(f"{path} belongs to another run; delete it to start again")
+    return parts, state
 
 
 def check_fit(path, tensors, expected):

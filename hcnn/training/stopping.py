@@ -39,8 +39,8 @@ class Stop:
 def stop_on_signals(deadline=None):
     """A Stop that the first SIGTERM or SIGINT sets; another one more than a second later acts as it did before.
 
-    One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. Signals reach the main
-    thread only: elsewhere the deadline alone counts. deadline: of time.monotonic().
+    One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. Signals
+    reach the main thread only: elsewhere the deadline alone counts. deadline: of time.monotonic().
     """
     stop, kept, first = Stop(deadline), {}, None
 

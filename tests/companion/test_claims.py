@@ -128,7 +128,7 @@ def test_every_large_number_in_ledger_and_errata_is_computed_by_the_code():
 
 def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_tables():
     tables = [pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv") for name in ("same_class", "progression", "known_changes")]
-    longest, periodic = ("cifar10-hcnn-zeros-s0-9499ae89", "cifar100-hcnn-zeros-s0-de56b890"), "cifar10-hcnn-periodic-s0-54a16689"
+    longest, periodic = ("cifar10-hcnn-zeros-s0-cf92c4ca", "cifar100-hcnn-zeros-s0-7fbbb3ec"), "cifar10-hcnn-periodic-s0-7c41d887"
     same, _, known = (table[table.run == longest[0]] for table in tables)
     progression = tables[1][tables[1].run.isin(longest)]
     every = tables[0][tables[0].run.str.startswith("cifar10-")]
@@ -146,14 +146,6 @@ def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_ta
         found = set(re.findall(r"\d[\d.]*\d%|\d%", row["evidence"])), set(re.findall(r"\b0\.\d{3}\b", row["evidence"]))
         assert found[0] <= percent | {"95%"} and found[1] <= shares, (row["id"], found)
         assert not found[1] or "undertrained networks only" in row["evidence"] and row["verdict"] == "not run", row["id"]
-
-
-def test_numbers_on_the_factorisation_in_the_ledger_are_those_of_the_stored_table():
-    table = pd.read_csv(ROOT / "results" / "tables" / "factorisation.csv")
-    normalised = table.base.str.contains("output_norm True")
-    gains, evidence = sorted(-table[normalised]["difference (points)"]), CLAIM_ROWS["conditioning"]["evidence"]
-    assert f"better by {gains[0]:.2f} to {gains[-1]:.2f} points at {['one', 'two', 'three'][len(gains) - 1]} rates" in evidence
-    assert f"n = {table.n.min()}" in evidence and (table[~normalised]["accuracy, changed"] <= 10).all()
 
 
 @pytest.mark.parametrize("ratio, other, count", [("5.2", 1.3e6, "cifar100"), ("13.3", 1.3e6, "cifar10")])

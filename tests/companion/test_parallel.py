@@ -1,24 +1,20 @@
-"""Several commands at a time: what they share, that the end of one is no end of the others, and that trainings resume."""
+"""Several commands at a time: what they share, that the end of one is no end of the others, and that trainings
+resume.
+"""
 
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
+import joblib
 import pytest
-import torch
 
-from hcnn import Architecture
 from hcnn.companion import parallel
-from hcnn.companion.results import tables as results
-from hcnn.data.datasets import load_dataset
-from hcnn.training import run_folder as runs
-from hcnn.training.loop import train
-from hcnn.training.recipe import Recipe
-
-TINY = dict(K=4, J=4, subsampled=(2, 3))
+from hcnn.companion.experiments import command_line
+from hcnn.companion.results.runs import load_runs
+from hcnn.training import run_folder
 
 
 def python(code, *arguments):
@@ -31,17 +27,16 @@ def run(commands, **options):
     return parallel.run_all(commands, log=lines.append, **options), lines
 
 
-def test_failures_are_named_and_stop_nothing_else():
+def test_how_a_command_ended_is_told_by_its_exit_status_and_stops_nothing_else():
     outcomes, lines = run({
-        "good": python("print('done')"), "status": python("import sys; print('last words'); sys.exit(3)"),
-        "error": python("import sys; print('error: K must be 8', file=sys.stderr); print('more'); sys.exit(2)"),
+        "good": python("print('error: stopped (')"), "status": python("import sys; print('last words'); sys.exit(3)"),
         "killed": python("import os; os.kill(os.getpid(), 9)"), "absent": ["/no/such/program"],
-        "time": python("print('stopped (the time is up) at epoch 1'); print('figures')"), "later": python("print('done')"),
+        "time": python("import sys; sys.exit(75)"), "later": python("print('done')"),
     }, workers=2)
     assert outcomes.pop("absent").startswith("could not be started: ")
-    assert outcomes == {"good": None, "status": "exit status 3: last words", "error": "K must be 8", "killed": "ended by SIGKILL",
-                        "time": "stopped (the time is up) at epoch 1", "later": None}
-    assert "[status] last words" in lines and lines.count("[good] done") == lines.count("[later] done") == 1
+    assert outcomes == {"good": None, "status": "exit status 3: last words", "killed": "ended by SIGKILL",
+                        "time": "stopped before it was done", "later": None}
+    assert "[status] last words" in lines and lines.count("[later] done") == 1
 
 
 def test_report_lists_what_is_not_complete_and_gives_the_exit_status():
@@ -59,10 +54,14 @@ def test_lines_of_two_commands_never_mix():
 
 def test_every_worker_has_a_gpu_of_its_own_and_its_share_of_the_threads(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, "_gpus", lambda: ["3", "GPU-5"])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code = ("import os, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES']; file = os.path.join(sys.argv[1], gpu); os.mkdir(file)\n"
-            "time.sleep(0.3); os.rmdir(file); print(gpu, os.environ['OMP_NUM_THREADS'])")  # mkdir fails where two have one GPU
+    code = """import os, sys, time
+gpu = os.environ['CUDA_VISIBLE_DEVICES']
+os.mkdir(file := os.path.join(sys.argv[1], gpu))  # fails where two have one GPU
+time.sleep(0.3)
+os.rmdir(file)
+print(gpu, os.environ['OMP_NUM_THREADS'])"""
     outcomes, lines = run({str(i): python(code, tmp_path) for i in range(5)})
     assert set(outcomes.values()) == {None}
     assert {line.partition("] ")[2] for line in lines} == {"3 6", "GPU-5 6"}
@@ -71,15 +70,15 @@ def test_every_worker_has_a_gpu_of_its_own_and_its_share_of_the_threads(monkeypa
 def test_threads_that_the_user_set_are_kept_and_cores_are_shared_without_a_gpu(monkeypatch):
     code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'))"
     monkeypatch.setattr(parallel, "_gpus", lambda: [])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for given, workers, threads in ((None, 2, 4), (None, 3, 2), (None, None, 4), ("1", 2, 1)):
+    for given, workers, threads in ((None, 3, 2), (None, None, 4), ("1", 2, 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", given) if given else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         _, lines = run(dict.fromkeys("abc" if workers == 3 else "ab", python(code)), workers=workers)
         assert {line.partition("] ")[2] for line in lines} == {f"{threads} None"}
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5])
+@pytest.mark.parametrize("workers", [0, 1.5])
 def test_number_of_workers_is_checked(workers):
     with pytest.raises(ValueError, match="workers must be a positive integer, got"):
         parallel.run_all({"a": python("")}, workers=workers)
@@ -88,92 +87,48 @@ def test_number_of_workers_is_checked(workers):
 # Trainings
 
 
-def training(folder, Q, epochs=10):
-    return [sys.executable, "-m", "hcnn", "train", "--dataset", "digits", "--K", "4", "--J", "4", "--set", "subsampled=[2,3]",
-            "--Q", str(Q), "--epochs", str(epochs), "--lr", "0.05", "--train-size", "150", "--device", "cpu", "--threads", "1",
-            "--out", str(folder)]
+def jobs(folder, epochs, *some):
+    """{Q=...: the command that trains it}."""
+    training = dict(dataset="digits", variant="hcnn", K=4, J=4, subsampled=[2, 3], epochs=epochs, train_size=150)
+    return {f"Q={Q}": command_line(training | dict(Q=Q, device="cpu", out=str(folder))) for Q in some}
 
 
-def weights(folder):
-    """{Q: sha256 of the weights} of the finished runs in a folder."""
-    return {run.Q: run.info["weights_sha256"] for run in results.load_runs(folder, log=pytest.fail) if run.complete}
+SCRIPT = "import sys; from hcnn.companion.parallel import *\nsys.exit(report(run_all({commands!r}, workers=1)))"
 
 
-def wait_for(folder):
-    """The first checkpoint of a training in a folder."""
-    end = time.monotonic() + 120
-    while not (found := list(folder.glob(f"*/{runs.CHECKPOINT}"))):
+def test_trainings_side_by_side_are_all_there_and_a_refused_one_says_why(tmp_path):
+    outcomes, _ = run(jobs(tmp_path, 1, 2, 0, 3), workers=2)
+    assert outcomes.pop("Q=0").startswith("exit status 2: error: Q must be an integer of at least 1")
+    assert set(outcomes.values()) == {None}
+    assert {run.Q for run in load_runs(tmp_path, log=pytest.fail) if run.complete} == {2, 3}
+
+
+def test_a_signal_leaves_a_checkpoint_and_starts_nothing_more(tmp_path):
+    commands, end = jobs(tmp_path, 1000, 2, 3), time.monotonic() + 120
+    process = subprocess.Popen(python(SCRIPT.format(commands=commands)), stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    while not list(tmp_path.glob(f"*/{run_folder.CHECKPOINT}")):
         assert time.monotonic() < end, "there was no checkpoint"
-        time.sleep(0.005)
-    return found[0]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Weights of the same trainings, one after the other in this process."""
-    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)  # as theirs: another number of threads adds in another order
-    try:
-        for Q in (2, 3):
-            train(Architecture.preset("digits", Q=Q, **TINY), Recipe(epochs=10, lr=0.05), load_dataset("digits"), train_size=150,
-                  device="cpu", out=folder, log=lambda line: None)
-    finally:
-        torch.set_num_threads(threads)
-    return weights(folder)
-
-
-def test_trainings_side_by_side_equal_the_same_one_after_the_other_bit_for_bit(tmp_path, alone):
-    outcomes, _ = run({f"Q={Q}": training(tmp_path, Q) for Q in (2, 0, 3)}, workers=2)
-    assert outcomes == {"Q=2": None, "Q=0": "Q must be an integer of at least 1, got 0", "Q=3": None}
-    assert weights(tmp_path) == alone and len(alone) == 2
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    outcomes, lines = run({"Q=3": training(tmp_path, 3)})
-    assert outcomes == {"Q=3": None} and "is complete: 10 epochs" in lines[0]
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-
-def test_a_killed_training_stops_no_other_and_is_continued_to_the_same_weights(tmp_path, alone):
-    def kill():
-        """kill -9 the training of Q = 2 after its first checkpoint."""
-        found = wait_for(tmp_path)
-        os.kill(int((found.parent / ".lock").read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcomes, _ = run({"Q=2": training(tmp_path, 2), "other": python("print('done')")}, workers=1)
-    killer.join()
-    assert outcomes == {"Q=2": "ended by SIGKILL", "other": None} and weights(tmp_path) == {}
-    assert run({"Q=2": training(tmp_path, 2)})[0] == {"Q=2": None}
-    assert weights(tmp_path) == {2: alone[2]}
-
-
-def test_a_signal_leaves_a_checkpoint_starts_nothing_more_and_the_same_command_continues(tmp_path, alone):
-    commands = {f"Q={Q}": training(tmp_path, Q) for Q in (2, 3)}
-    code = f"import sys; from hcnn.parallel import *\nsys.exit(report(run_all({commands!r}, workers=1)))"
-    process = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(tmp_path)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # as `timeout` does
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "NOT COMPLETE  Q=3: not started" in said
-    assert "NOT COMPLETE  Q=2: stopped (signal SIGTERM) at epoch" in said
-    (stopped,) = tmp_path.glob("*/")
-    assert (stopped / runs.CHECKPOINT).exists() and weights(tmp_path) == {}
-    assert run({"Q=2": commands["Q=2"]})[0] == {"Q=2": None}
-    assert weights(tmp_path) == {2: alone[2]}
+    assert "NOT COMPLETE  Q=2: stopped before it was done" in said
+    (stopped,) = load_runs(tmp_path, log=pytest.fail)
+    assert not stopped.complete and (stopped.folder / run_folder.CHECKPOINT).exists()
 
 
 def test_ctrl_c_is_handed_on_once_and_once_more_kills():
     code = """import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *arguments: print('error: asked to stop', flush=True))
+signal.signal(signal.SIGTERM, lambda *arguments: print('asked to stop', flush=True))
 print('ready', flush=True)
 time.sleep(60), time.sleep(60)"""
-    script = f"import sys; from hcnn.parallel import *\nsys.exit(report(run_all({{'a': {python(code)!r}}})))"
-    process = subprocess.Popen(python(script), stdout=subprocess.PIPE, text=True, start_new_session=True, bufsize=1, env=os.environ | {
-        "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(python(SCRIPT.format(commands={"a": python(code)})), stdout=subprocess.PIPE, text=True,
+                               start_new_session=True, bufsize=1, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     assert process.stdout.readline() == "[a] ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "[a] error: asked to stop\n"
+    assert process.stdout.readline() == "[a] asked to stop\n"
     time.sleep(1.2)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)

@@ -1,4 +1,6 @@
-"""Architectures: every valid one builds and runs with the stated shapes and counts, every invalid one is refused by name."""
+"""Architectures: every valid one builds and runs with the stated shapes and counts, every invalid one is refused by
+name.
+"""
 
 import pytest
 import torch
@@ -18,11 +20,14 @@ def architectures(draw):
     odd = st.sampled_from((1, 3, 5))
     factorised = variant == "hcnn-plus" or draw(st.booleans())
     return Architecture(
-        variant=variant, K=draw(st.sampled_from((4, 8, 12))), Q=draw(st.integers(1, 10)), J=J, padding_mode=padding_mode,
+        variant=variant, K=draw(st.sampled_from((4, 8, 12))), Q=draw(st.integers(1, 10)), J=J,
+        padding_mode=padding_mode,
         attribute_support=(draw(odd), draw(st.sampled_from((1, 3, 11)))), num_classes=draw(st.integers(2, 5)),
         image_size=(draw(st.integers(4, 9)), draw(st.integers(4, 9))), in_channels=draw(st.integers(1, 3)),
-        subsampled=tuple(sorted(draw(st.sets(st.integers(1, J - 1), max_size=2)))), spatial_support=draw(st.sampled_from((1, 3))),
-        first_support=draw(odd), factorised=factorised, output_norm=draw(st.booleans()), head=draw(st.sampled_from(("classes", "linear"))),
+        subsampled=tuple(sorted(draw(st.sets(st.integers(1, J - 1), max_size=2)))),
+        spatial_support=draw(st.sampled_from((1, 3))),
+        first_support=draw(odd), factorised=factorised, output_norm=draw(st.booleans()),
+        head=draw(st.sampled_from(("classes", "linear"))),
         padding="symmetric" if padding_mode == "periodic" else draw(st.sampled_from(("symmetric", "same"))),
         statistics=draw(st.sampled_from(("all", "strided"))) if factorised else "all",
         reduction=draw(st.sampled_from(("mean", "sum"))), last_elu=draw(st.booleans()))
@@ -37,7 +42,8 @@ def check(a):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     count = a.count()
     assert sum(p.numel() for p in net.parameters()) == count["trained"]
-    assert sum(p.numel() for p in net.filter_parameters()) == count["trained_filters"] + (a.head == "linear") * a.K * a.num_classes
+    head = a.K * a.num_classes if a.head == "linear" else 0
+    assert sum(p.numel() for p in net.filter_parameters()) == count["trained_filters"] + head
     assert Architecture(**a.as_dict()) == a
 
 
@@ -55,14 +61,18 @@ def test_a_thousand_valid_architectures_build_run_and_match_their_counts(a):
 
 
 INVALID = [
-    ("K", 10, "a positive multiple of 4, got 10"), ("K", 0, "multiple of 4"), ("K", 8.0, "multiple of 4"), ("Q", 0, "at least 1, got 0"),
-    ("J", 3, "at least 4, got 3"), ("variant", "x", "one of hcnn, hcnn-plus, got 'x'"), ("attribute_support", (7, 10), "odd"),
+    ("K", 10, "a positive multiple of 4, got 10"), ("K", 0, "multiple of 4"), ("K", 8.0, "multiple of 4"),
+    ("Q", 0, "at least 1, got 0"),
+    ("J", 3, "at least 4, got 3"), ("variant", "x", "one of hcnn, hcnn-plus, got 'x'"),
+    ("attribute_support", (7, 10), "odd"),
     ("attribute_support", (7,), "two"), ("num_classes", 1, "at least 2"), ("image_size", (0, 32), "positive integers"),
     ("image_size", 32, "two"),
-    ("subsampled", (12,), "between 1 and J - 1 = 11"), ("subsampled", (9, 5), "increasing"), ("padding_mode", "reflect", "zeros, periodic"),
+    ("subsampled", (12,), "between 1 and J - 1 = 11"), ("subsampled", (9, 5), "increasing"),
+    ("padding_mode", "reflect", "zeros, periodic"),
     ("spatial_support", 2, "odd"), ("first_support", 0, "odd"), ("padding", "valid", "symmetric, same"),
     ("statistics", "some", "all, strided"),
-    ("head", "none", "classes, linear"), ("reduction", "max", "mean, sum"), ("initialisation", "zero", "he, normal-0.05"),
+    ("head", "none", "classes, linear"), ("reduction", "max", "mean, sum"),
+    ("initialisation", "zero", "he, normal-0.05"),
     ("in_channels", 0, "at least 1"), ("last_elu", "yes", "true or false"), ("norm_eps", 0.0, "between 0 and 1"),
     ("norm_momentum", 2.0, "between 0 and 1"),
 ]
@@ -103,7 +113,8 @@ def test_effective_count_of_the_papers_layer_is_that_of_rank_nine_matrices():
     a = Architecture()
     assert counts.effective_filters(a, a.layers[5]) == 9 * (9 + 16 * 77 - 9)
     small = Architecture(K=8)
-    assert counts.effective_filters(small, small.layers[5]) == 9 * 8 * 6 * 11, "the first of 7 taps never touches a grid of 4, subsampled by 2"
+    live = 6  # the first of 7 taps never touches a grid of 4, subsampled by 2
+    assert counts.effective_filters(small, small.layers[5]) == 9 * 8 * live * 11
 
 
 def test_symmetric_and_tensorflow_padding_agree_where_stride_is_one():

@@ -13,8 +13,8 @@ from hcnn.geometry import Geometry
 
 def random_layer(K=8, Q=3, elu=False, stride=1, padding_mode="zeros", support=(7, 11), **options):
     generator = torch.Generator().manual_seed(K + Q)
-    layer = AttributeConv((K // 2, K), 5, support, Q, elu=elu, stride=stride, padding_mode=padding_mode, generator=generator, **options)
-    layer = layer.double()
+    layer = AttributeConv((K // 2, K), 5, support, Q, elu=elu, stride=stride, padding_mode=padding_mode,
+                          generator=generator, **options).double()
     with torch.no_grad():
         for p in (layer.scale, layer.shift, layer.bias):
             p.add_(torch.randn(p.shape, generator=generator))
@@ -22,8 +22,9 @@ def random_layer(K=8, Q=3, elu=False, stride=1, padding_mode="zeros", support=(7
 
 
 def literal(layer, x):
-    return reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.space.stride, layer.along.stride,
-                                      layer.space.padding_mode, layer.space.padding, layer.elu, layer.statistics, layer.eps)
+    return reference.factorised_layer(
+        x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.space.stride, layer.along.stride,
+        layer.space.padding_mode, layer.space.padding, layer.elu, layer.statistics, layer.eps)
 
 
 def assert_same_with_gradients(f, g, inputs, tolerance=1e-10):
@@ -77,7 +78,8 @@ def test_variances_survive_a_large_mean_in_float32():
 
 
 @pytest.mark.parametrize("support, stride, padding_mode, padding", [
-    (3, 1, "zeros", "symmetric"), (3, 2, "zeros", "same"), (5, 1, "periodic", "symmetric"), (1, 2, "zeros", "symmetric")])
+    (3, 1, "zeros", "symmetric"), (3, 2, "zeros", "same"), (5, 1, "periodic", "symmetric"),
+    (1, 2, "zeros", "symmetric")])
 def test_patch_moments_are_the_moments_of_unfolded_patches(support, stride, padding_mode, padding):
     geometry = Geometry(stride, padding_mode, padding)
     x = (torch.randn(4, 6, 8, dtype=torch.float64) + 3).requires_grad_()
@@ -104,7 +106,8 @@ def test_gradcheck_of_the_custom_functions(padding_mode):
     assert torch.autograd.gradcheck(lambda x: ops.patch_moments(x, 3, Geometry(1, padding_mode))[:2], x)
 
 
-@pytest.mark.parametrize("grid, support, padding_mode", list(product(((4,), (8,), (16,)), ((11,),), ("zeros", "periodic"))))
+@pytest.mark.parametrize("grid, support, padding_mode",
+                         list(product(((4,), (8,), (16,)), ((11,),), ("zeros", "periodic"))))
 def test_filter_longer_than_its_axis_has_the_right_gradients(grid, support, padding_mode):
     """j = 2: the case in which F.conv3d of some releases of torch returns garbage on the CPU (K = 8)."""
     layer = AttributeConv(grid, 4, support, Q=None, padding_mode=padding_mode, bias=False)
@@ -143,7 +146,8 @@ def test_running_statistics_are_those_of_batch_norm():
     for seed in range(3):
         x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 + 1
         layer(x), norm(F.conv2d(x.view(-1, 1, 6, 6), layer.h[:, None], padding=1))
-    assert torch.allclose(layer.running_mean, norm.running_mean) and torch.allclose(layer.running_var, norm.running_var)
+    for name in ("running_mean", "running_var"):
+        assert torch.allclose(getattr(layer, name), getattr(norm, name))
 
 
 @pytest.mark.parametrize("elu", (False, True))
@@ -151,8 +155,8 @@ def test_evaluation_uses_the_running_statistics(elu):
     layer = random_layer(8, elu=elu)
     x = torch.randn(2, 4, 8, 6, 6, dtype=torch.float64)
     layer(x), layer.eval()
-    z = F.batch_norm(F.conv2d(x.view(-1, 1, 6, 6), layer.h[:, None], padding=1), layer.running_mean, layer.running_var,
-                     layer.scale, layer.shift, eps=layer.eps)
+    z = F.conv2d(x.view(-1, 1, 6, 6), layer.h[:, None], padding=1)
+    z = F.batch_norm(z, layer.running_mean, layer.running_var, layer.scale, layer.shift, eps=layer.eps)
     z = (F.elu(z) if elu else z).view(2, 4, 8, 3, 6, 6).permute(0, 4, 5, 3, 1, 2).reshape(-1, 3, 4, 8)
     z = F.conv2d(z, layer.g, layer.bias, stride=2, padding=(3, 5)).view(2, 6, 6, 5, 2, 4).permute(0, 4, 5, 3, 1, 2)
     assert torch.allclose(layer(x), z, atol=1e-12)
@@ -204,12 +208,19 @@ def test_attribute_conv_averages_one_more_attribute():
 
 
 @pytest.mark.parametrize("arguments, x, words", [
-    (((4, 8), 5, (6, 11)), None, "odd"), (((4,), 5), None, "one positive size an attribute"), (((4, 8), 0), None, "at least 1"),
+    (((4, 8), 5, (6, 11)), None, "odd"), (((4,), 5), None, "one positive size an attribute"),
+    (((4, 8), 0), None, "at least 1"),
     (((4, 8), 5), (2, 8, 4, 5, 5), r"\(batch, 4, 8, height, width\)"), (((4, 8), 5), (2, 4, 8, 5), "input must be"),
 ])
 def test_wrong_shapes_are_refused_with_the_right_ones(arguments, x, words):
     with pytest.raises(ValueError, match=words):
         AttributeConv(*arguments)(torch.zeros(x))
+
+
+@pytest.mark.parametrize("name", ("reduction", "padding", "statistics", "initialisation", "padding_mode"))
+def test_words_that_mean_nothing_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} must be one of .*, got 'max'$"):
+        AttributeConv((4, 8), 5, **{name: "max"})
 
 
 def test_bfloat16_stays_within_its_rounding():

@@ -22,9 +22,11 @@ def network(architecture, seed=0):
 
 @pytest.mark.parametrize("variant, padding_mode, changes", [
     *product(("hcnn", "hcnn-plus"), ("zeros", "periodic"), ({}, dict(K=8))),
-    ("hcnn", "zeros", dict(reduction="sum", last_elu=False)), ("hcnn", "zeros", dict(factorised=False, output_norm=True)),
+    ("hcnn", "zeros", dict(reduction="sum", last_elu=False)),
+    ("hcnn", "zeros", dict(factorised=False, output_norm=True)),
     ("hcnn-plus", "zeros", dict(image_size=(7, 9), subsampled=(1, 2, 3))),
-    ("hcnn-plus", "zeros", dict(padding="same", subsampled=(3, 4), statistics="strided", output_norm=True, head="linear")),
+    ("hcnn-plus", "zeros",
+     dict(padding="same", subsampled=(3, 4), statistics="strided", output_norm=True, head="linear")),
 ])
 def test_network_equals_reference_with_every_gradient_in_float64(variant, padding_mode, changes):
     a = Architecture(**(TINY | dict(variant=variant, padding_mode=padding_mode) | changes))
@@ -40,14 +42,16 @@ def test_network_equals_reference_with_every_gradient_in_float64(variant, paddin
 
 
 @pytest.mark.parametrize("dataset, variant, filters", [
-    ("cifar10", "hcnn", 97_650), ("cifar10", "hcnn-plus", 344_640), ("cifar100", "hcnn", 250_308), ("cifar100", "hcnn-plus", 887_424)])
+    ("cifar10", "hcnn", 97_650), ("cifar10", "hcnn-plus", 344_640), ("cifar100", "hcnn", 250_308),
+    ("cifar100", "hcnn-plus", 887_424)])
 def test_counts_of_the_paper_from_the_modules_themselves(dataset, variant, filters):
     a = Architecture.preset(dataset, variant)
     net = HCNN(a)
     trained_filters = sum(p.numel() for p in net.filter_parameters())
     from_modules = trained_filters
     if variant == "hcnn":  # w of equation (8): one spatial filter for each pair of taps along the attributes
-        from_modules = sum(o.w.numel() if hasattr(o, "w") else reference.factorised_filter(o.h, o.g).numel() for o in net.operators)
+        from_modules = sum(o.w.numel() if hasattr(o, "w") else reference.factorised_filter(o.h, o.g).numel()
+                           for o in net.operators)
     count = a.count()
     assert from_modules == count["filters"] == filters
     assert trained_filters == count["trained_filters"]
@@ -74,7 +78,9 @@ def test_every_layer_has_the_shape_of_figure_2(preset, variant):
 
 
 def exact_shifts(a, j):
-    """Smallest circular shift along each axis of x_j (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores alone."""
+    """Smallest circular shift along each axis of x_j (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores
+    alone.
+    """
     u = 2 ** sum(d > j for d in a.subsampled)
     return {1: 1, 2: 2 if j < a.J - 1 else 1, 3: 4 if j <= a.J - 3 else 2 if j == a.J - 2 else None, 4: u, 5: u}
 
@@ -123,7 +129,8 @@ def test_zeros_break_the_proposition():
 def test_initial_filters_have_the_stated_variances():
     net = HCNN(Architecture(), torch.Generator().manual_seed(1))
     conv = net.operators[5]
-    assert conv.h.var().item() == pytest.approx(1 / 9, rel=0.3) and conv.g.var().item() == pytest.approx(2 / (32 * 77), rel=0.05)
+    assert conv.h.var().item() == pytest.approx(1 / 9, rel=0.3)
+    assert conv.g.var().item() == pytest.approx(2 / (32 * 77), rel=0.05)
     assert net.operators[0].w.var().item() == pytest.approx(2 / 27, rel=0.25)
 
 
@@ -137,12 +144,19 @@ def test_weight_decay_is_for_filters_alone():
 
 def test_wrong_images_and_depths_are_refused():
     net = HCNN(Architecture(**TINY))
-    with pytest.raises(ValueError, match=r"batch >= 1, 3, 8, 8"):
-        net(torch.zeros(1, 3, 9, 8))
-    with pytest.raises(ValueError, match="batch >= 1"):
-        net(torch.zeros(0, 3, 8, 8))
+    for shape in ((1, 1, 8, 8), (0, 3, 8, 8), (3, 8, 8)):
+        with pytest.raises(ValueError, match=r"\(batch >= 1, 3, height, width\)"):
+            net(torch.zeros(shape))
     with pytest.raises(ValueError, match="between 1 and J = 6"):
         net.activations(torch.zeros(1, 3, 8, 8), [7])
+
+
+def test_images_may_have_any_size_that_the_boundary_allows():
+    for padding_mode in ("zeros", "periodic"):
+        a = Architecture(**(TINY | dict(padding_mode=padding_mode)))
+        net, x = network(a), torch.randn(2, 3, 5, 12, dtype=torch.float64)
+        other = reference.forward(a.replace(image_size=(5, 12)), dict(net.named_parameters()), x)
+        assert torch.allclose(net(x), other, rtol=0, atol=1e-10)
 
 
 def test_one_image_is_a_batch():

@@ -1,21 +1,25 @@
-"""Every way in which W_j is computed gives what the literal equations give, and no more memory or error than it claims."""
+"""Every way in which W_j is computed gives what the literal equations give, and no more memory or error than it
+claims.
+"""
 
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_attribute_conv import literal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hcnn import HCNN, Architecture, AttributeConv, reference
+from hcnn import HCNN, Architecture, AttributeConv
 from hcnn import operators as ops
 from hcnn.companion.speed import cases as speed
 from hcnn.geometry import Geometry
 from hcnn.operators import tiled
 from hcnn.operators.choice import choose
 
-PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]  # with ELU between h and g
+# with ELU between h and g
+PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]
 
 
 def layer_on(path, elu, grid=(4, 8), support=(3, 5), filters=3, Q=4, **options):
@@ -28,8 +32,7 @@ def layer_on(path, elu, grid=(4, 8), support=(3, 5), filters=3, Q=4, **options):
 
 
 def assert_equals_reference(layer, x):
-    expected = reference.factorised_layer(x, layer.h, layer.g, layer.scale, layer.shift, layer.bias, layer.space.stride, layer.along.stride,
-                                          layer.space.padding_mode, layer.space.padding, layer.elu, layer.statistics, layer.eps)
+    expected = literal(layer, x)
     direction, inputs = torch.randn_like(expected), [x, *layer.parameters()]
     found = layer(x)
     gradients = [torch.autograd.grad((y * direction).sum(), inputs) for y in (found, expected)]
@@ -38,27 +41,30 @@ def assert_equals_reference(layer, x):
 
 
 @pytest.mark.parametrize("path, elu", PATHS)
-@pytest.mark.parametrize("stride, padding_mode, padding", [(1, "zeros", "symmetric"), (2, "zeros", "symmetric"), (2, "zeros", "same"),
-                                                           (1, "periodic", "symmetric"), (2, "periodic", "symmetric")])
+@pytest.mark.parametrize("stride, padding_mode, padding", [
+    (1, "zeros", "symmetric"), (2, "zeros", "symmetric"), (2, "zeros", "same"), (1, "periodic", "symmetric"),
+    (2, "periodic", "symmetric")])
 def test_every_path_equals_the_equations(path, elu, stride, padding_mode, padding, monkeypatch):
     monkeypatch.setattr(tiled, "TILE_BYTES", 6000)  # several tiles: rows of an image
     layer = layer_on(path, elu, stride=stride, padding_mode=padding_mode, padding=padding)
     assert_equals_reference(layer, torch.randn(3, 4, 8, 6, 7, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("tile_bytes", (1, 5_000, 9_000, 20_000, 10**9))  # a row, some rows, an image, some images, everything
+# a row, some rows, an image, some images, everything
+@pytest.mark.parametrize("tile_bytes", (1, 5_000, 9_000, 20_000, 10**9))
 def test_tiles_of_any_size_give_the_same(tile_bytes, monkeypatch):
     monkeypatch.setattr(tiled, "TILE_BYTES", tile_bytes)
-    assert_equals_reference(layer_on("tiled", True), torch.randn(5, 4, 8, 3, 2, dtype=torch.float64, requires_grad=True))
+    assert_equals_reference(layer_on("tiled", True),
+                            torch.randn(5, 4, 8, 3, 2, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("batch, height, width, columns", list(product((1, 5), (1, 6), (1, 7), (0, 1, 10, 50, 1000))))
-def test_tiles_cover_every_position_once(batch, height, width, columns):
-    seen = torch.zeros(batch, height, dtype=torch.int64)
-    for first, end, r0, r1 in tiled._tiles(batch, height, width, columns):
-        seen[first:end, r0:r1] += 1
-        assert (end - first) * (r1 - r0) * width <= max(2 * columns, width)
-    assert (seen == 1).all()
+def test_tiles_cover_every_position_once():
+    for batch, height, width, columns in product((1, 5), (1, 6), (1, 7), (0, 1, 10, 50, 1000)):
+        seen = torch.zeros(batch, height, dtype=torch.int64)
+        for first, end, r0, r1 in tiled._tiles(batch, height, width, columns):
+            seen[first:end, r0:r1] += 1
+            assert (end - first) * (r1 - r0) * width <= max(2 * columns, width)
+        assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("path, elu", PATHS)
@@ -70,18 +76,18 @@ def test_any_number_of_attributes_works_on_every_path(path, elu, grid, support):
     assert torch.allclose(layer(x), other(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("size, support, stride, padding_mode, padding, width", list(product(
-    (1, 4, 7, 16), (1, 3, 11), (1, 2), ("zeros", "periodic"), ("symmetric", "same"), (1, 2, 3))))
-def test_windows_hold_all_that_is_read_and_begin_and_end_with_it(size, support, stride, padding_mode, padding, width):
-    geometry = Geometry(stride, padding_mode, padding)
-    reads = ops.tap_reads((size,), (support,), geometry)
-    pairs = {(o, i) for o, row in enumerate(reads.tolist()) for i in row if i >= 0}
-    for transposed in (False, True):
-        groups = ops.windows(size, support, geometry, width, transposed)
-        assert [o for first, end, *_ in groups for o in range(first, end)] == list(range(size if transposed else len(reads)))
-        for first, end, lo, hi in groups:
-            read = {i for o, i in ((i, o) if transposed else (o, i) for o, i in pairs) if first <= o < end}
-            assert (min(read, default=0), max(read, default=-1) + 1) == (lo, hi)
+def test_windows_hold_all_that_is_read_and_begin_and_end_with_it():
+    boundaries = (("zeros", "symmetric"), ("zeros", "same"), ("periodic", "symmetric"))
+    for n, support, stride, boundary, width in product((1, 4, 7, 16), (1, 3, 11), (1, 2), boundaries, (1, 2, 3)):
+        geometry = Geometry(stride, *boundary)
+        pairs = {(o, i) for o, row in enumerate(geometry.reads(n, support)) for i in row if i >= 0}
+        for transposed in (False, True):
+            groups = ops.windows(n, support, geometry, width, transposed)
+            covered = [o for first, end, *_ in groups for o in range(first, end)]
+            assert covered == list(range(n if transposed else geometry.outputs(n)))
+            for first, end, lo, hi in groups:
+                read = {i for o, i in ((i, o) if transposed else (o, i) for o, i in pairs) if first <= o < end}
+                assert (min(read, default=0), max(read, default=-1) + 1) == (lo, hi)
 
 
 def test_which_path_is_taken():
@@ -98,7 +104,8 @@ def test_which_path_is_taken():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
 def test_the_speed_table_names_the_path_that_the_paper_s_layers_take_on_a_cpu(variant, precision):
-    layers = [layer for layer in HCNN(Architecture.preset("cifar10", variant)).operators if getattr(layer, "Q", None)]
+    operators = HCNN(Architecture.preset("cifar10", variant)).operators
+    layers = [layer for layer in operators if getattr(layer, "Q", None)]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         taken = {speed.PATHS[variant][choose(layer, torch.empty(1, *layer.grid, 4, 4))] for layer in layers}
     assert len(layers) > 1 and taken == {speed.chosen("cpu", variant, precision)}
@@ -134,12 +141,16 @@ U = 2.0**-8  # unit roundoff of bfloat16
 
 @pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
 def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
-    """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (relative U), sums are float32."""
+    """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (relative U), sums are
+    float32.
+    """
     grid, support, filters, Q = (4, 8), (3, 5), 3, 4
     table, reads = (f(grid, support, Geometry(2, padding_mode)) for f in (ops.tap_table, ops.tap_reads))
     h, b, bias = torch.randn(Q, 3, 3), torch.randn(Q), torch.randn(2 * 4 * filters)
-    matrix, x = ops.mixing_matrix(torch.randn(filters, Q, *support), table, reads).requires_grad_(), torch.randn(2, *grid, 5, 5)
-    rule = dict(grid=grid, support=support, filters=filters, padding_mode=padding_mode)
+    matrix = ops.mixing_matrix(torch.randn(filters, Q, *support), table, reads).requires_grad_()
+    x = torch.randn(2, *grid, 5, 5)
+    rule = dict(grid=grid, support=support, filters=filters, along=Geometry(2, padding_mode),
+                space=Geometry(1, padding_mode))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = tiled.tiled_product(x, matrix, bias, h, b, **rule)
     assert y.dtype == torch.bfloat16
@@ -147,13 +158,16 @@ def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
     (found,) = torch.autograd.grad(y, matrix, direction)
 
     def convolved(h, x, b):
-        return ops.spatial_conv(x.double().reshape(-1, 1, 5, 5), h.double()[:, None], b.double(), Geometry(1, padding_mode)).view(2, -1, 5, 5)
+        maps, h = x.double().reshape(-1, 1, 5, 5), h.double()[:, None]
+        return ops.spatial_conv(maps, h, b.double(), Geometry(1, padding_mode)).view(2, -1, 5, 5)
 
     z = F.elu(convolved(h, x, b))
-    z_error = 2.1 * U * convolved(h.abs(), x.abs(), b.abs()) + U * z.abs()  # of h and p (2 U and their product), then of z itself
+    # of h and p (2 U and their product), then of z
+    z_error = 2.1 * U * convolved(h.abs(), x.abs(), b.abs()) + U * z.abs()
     M, D = matrix.detach().double(), direction.double().flatten(2)
     exact = torch.einsum("oi,nihw->nohw", M, z) + bias.view(-1, 1, 1)
-    bound = torch.einsum("oi,nihw->nohw", M.abs(), z_error + 1.1 * U * z.abs()) + 2.1 * U * (exact.abs() + bias.abs().view(-1, 1, 1))
+    bound = torch.einsum("oi,nihw->nohw", M.abs(), z_error + 1.1 * U * z.abs())
+    bound = bound + 2.1 * U * (exact.abs() + bias.abs().view(-1, 1, 1))
     assert ((y.double() - exact).abs() <= 1.05 * bound).all()
     exact, bound = (torch.einsum("nop,nip->oi", d, t.flatten(2)) for d, t in ((D, z), (D.abs(), z_error)))
     live = M != 0

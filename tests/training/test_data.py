@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hcnn.data import datasets as data
-from hcnn.data.augment import augment, standardise
+from hcnn.data.augment import augment, shrink, standardise
 from hcnn.data.cifar import SOURCES
 from hcnn.data.datasets import available, content_checksum, duplicate_images, fetch_dataset, load_dataset, split_dataset
 
@@ -66,14 +67,10 @@ def test_digits_stand_in_and_one_line_says_so(tmp_path, capsys):
     output = capsys.readouterr()
     lines = (output.out + output.err).splitlines()
     assert len(lines) == 1 and lines[0].startswith("digits")
+    assert load_dataset("digits", fallback=True).substitutes is None and capsys.readouterr().out == ""
     for text in ("stand in for cifar10", "HCNN_DATA", SOURCES["cifar10"].url):
         assert text in lines[0]
     assert not (tmp_path / "nothing").exists()
-
-
-def test_digits_asked_for_print_nothing(capsys):
-    assert load_dataset("digits", fallback=True).substitutes is None
-    assert capsys.readouterr().out == ""
 
 
 # splits
@@ -98,10 +95,10 @@ def test_validation_split_is_fixed_and_does_not_depend_on_the_order_of_the_image
     held = split_dataset(digits, "validation")
     other = split_dataset(shuffled, "validation")
     assert sorted(rows(held.test_images)) == sorted(rows(other.test_images))
-    assert content_checksum(held.test_images, held.test_labels) == "633ec53de75b52ff1a6f63598dcf696dbaf290432febd4cba721a3d966346cd4"
+    assert content_checksum(held.test_images, held.test_labels).startswith("633ec53de75b52ff1a6f63598dcf696d")
 
 
-@pytest.mark.parametrize("split, n", [("test", 1), ("test", 10), ("test", 203), ("test", 1500), ("validation", 203), ("validation", 1350)])
+@pytest.mark.parametrize("split, n", [("test", 1), ("test", 203), ("test", 1500), ("validation", 203)])
 def test_train_size_keeps_the_first_images_of_every_class(digits, split, n):
     whole, part = split_dataset(digits, split), split_dataset(digits, split, train_size=n)
     assert len(part.train_labels) == len(part.train_images) == n
@@ -113,14 +110,11 @@ def test_train_size_keeps_the_first_images_of_every_class(digits, split, n):
     assert torch.equal(part.test_images, whole.test_images) and (part.mean, part.std) == (digits.mean, digits.std)
 
 
-@pytest.mark.parametrize("split, n", [("test", 0), ("test", 1501), ("test", -1), ("test", 10.0), ("test", True), ("validation", 1351)])
-def test_impossible_train_sizes_are_refused(digits, split, n):
-    most = {"test": "1,500", "validation": "1,350"}[split]
+@pytest.mark.parametrize("split, n, most", [("test", 0, "1,500"), ("test", 10.0, "1,500"), ("test", True, "1,500"),
+                                            ("validation", 1351, "1,350")])
+def test_impossible_train_sizes_and_splits_are_refused(digits, split, n, most):
     with pytest.raises(ValueError, match=f"train_size must be an integer from 1 to {most}, .*got {n}"):
         split_dataset(digits, split, train_size=n)
-
-
-def test_unknown_splits_are_refused(digits):
     with pytest.raises(ValueError, match="split must be 'test' or 'validation', got 'train'"):
         split_dataset(digits, "train")
 
@@ -140,12 +134,6 @@ def test_standardised_images_have_mean_0_and_deviation_1(digits):
     assert images.double().mean().abs() < 1e-5 and (images.double().std() - 1).abs() < 1e-5
 
 
-def test_standardise_takes_numbers_and_tensors():
-    images = random_images(40, 32, 32)
-    assert torch.equal(standardise(images, MEAN, STD), standardise(images, torch.tensor(MEAN), torch.tensor(STD)))
-    assert torch.equal(standardise(images[0], MEAN, STD), standardise(images, MEAN, STD)[0])
-
-
 def literal_augment(image, dy, dx, flip):
     """One image, pixel by pixel: move, fill with the mean colour, flip, standardise."""
     moved = torch.tensor(MEAN, dtype=torch.float64)[:, None, None].repeat(1, *image.shape[1:])
@@ -156,7 +144,8 @@ def literal_augment(image, dy, dx, flip):
                 moved[:, y + dy, x + dx] = image[:, y, x].double() / 255
     if flip:
         moved = moved.flip(-1)
-    return (moved - torch.tensor(MEAN, dtype=torch.float64)[:, None, None]) / torch.tensor(STD, dtype=torch.float64)[:, None, None]
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
+    return (moved - mean) / std
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (5, 9)])
@@ -172,10 +161,11 @@ def test_augment_moves_then_flips_every_image_by_its_own_shift(height, width):
     assert (result[filled] == 0).all()  # the mean colour is 0 exactly
 
 
-def test_no_shift_and_no_flip_only_standardises():
-    images = random_images(40, 32, 32)
-    still = augment(images, torch.zeros(40, 2, dtype=torch.int64), torch.zeros(40, dtype=torch.bool), MEAN, STD)
-    assert torch.equal(still, standardise(images, MEAN, STD))
+def test_shrunk_images_are_means_over_areas():
+    images = random_images(2, 12, 12).double()
+    for size, repeats in ((12, 1), (6, 1), (4, 1), (8, 2), (9, 3)):  # repeated, every area is whole pixels
+        fine = images.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2)
+        torch.testing.assert_close(shrink(images, size), F.avg_pool2d(fine, 12 * repeats // size))
 
 
 @pytest.mark.gpu
@@ -190,8 +180,8 @@ def test_duplicates_are_found_within_and_across_the_splits(digits):
     train = digits.train_images[[0, 1, 2, 1, 3, 1]]
     dataset = replace(digits, train_images=train, test_images=digits.train_images[[3, 4]])
     expected = {frozenset(pair) for pair in [
-        (("train", 1), ("train", 3)), (("train", 1), ("train", 5)), (("train", 3), ("train", 5)), (("train", 4), ("test", 0)),
-    ]}
+        (("train", 1), ("train", 3)), (("train", 1), ("train", 5)), (("train", 3), ("train", 5)),
+        (("train", 4), ("test", 0))]}
     assert {frozenset(pair) for pair in duplicate_images(dataset)} == expected
 
 
@@ -202,7 +192,8 @@ def test_duplicates_are_found_within_and_across_the_splits(digits):
 @pytest.mark.parametrize("name, classes, mean, std", [
     ("cifar10", ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
      (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
-    ("cifar100", ("apple", "aquarium_fish", "baby"), (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
+    ("cifar100", ("apple", "aquarium_fish", "baby"),
+     (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
 ])
 def test_cifar_has_the_published_sizes_classes_and_statistics(name, classes, mean, std):
     dataset = load_dataset(name, download=False)

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from hcnn import HCNN, Architecture, load, paths
-from hcnn.companion.commands import main
-from hcnn.companion.results import tables as results
+from hcnn.companion.commands import STOPPED, main
+from hcnn.companion.results import runs as results
 from hcnn.companion.results import verify
+from hcnn.companion.results.tables import other_runs
 from hcnn.training import loop as training
 from hcnn.training import run_folder as runs
 from hcnn.training.evaluation import evaluate
@@ -186,7 +187,7 @@ def test_a_file_that_breaks_off_in_the_middle_of_a_write_leaves_the_old_one(tmp_
 def test_two_trainings_of_one_folder_and_an_impossible_folder_end_in_one_line(tmp_path, capsys):
     command = ["train", "--dataset", "digits", "--K", "4", "--Q", "2", "--J", "4", "--set", "subsampled=[1,2]", "--epochs", "1",
                "--train-size", "20", "--out"]
-    assert main([*command, str(tmp_path / "runs"), "--max-seconds", "0.001"]) == 0
+    assert main([*command, str(tmp_path / "runs"), "--max-seconds", "0.001"]) == STOPPED
     (folder,) = (tmp_path / "runs").iterdir()
     (tmp_path / "file").touch()
     capsys.readouterr()
@@ -299,7 +300,7 @@ def test_whatever_stands_in_run_json_is_shown_or_refused_and_takes_no_table_down
             del inside[path[-1]]
         runs.write_run(folder, run)
         stored = [results.load_run(folder), results.load_run(whole)]
-        assert len(results.other_runs(stored)) == 2 and results.best_available("digits", "hcnn", stored), path
+        assert len(other_runs(stored)) == 2 and results.best_available("digits", "hcnn", stored), path
         verify.check_run(stored[0])
         try:
             load(folder).predict(data.test_images[:1])

@@ -1,13 +1,13 @@
-"""Killed at random moments, or stopped by a signal, a run ends with the weights and metrics of an uninterrupted one, bit for bit.
+"""Stopped, killed or shared out, a run ends with the weights and metrics of an uninterrupted one, to the last bit.
 
-Every training is a process of its own, forked from a server that has imported torch and computed nothing.
+A training that is killed is a process of its own, forked from a server that has imported torch and computed nothing.
 """
 
-import csv
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,38 +15,92 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small import OPTIONS, SHORT, checkpoint, content, fit, only, rows, weights
 
-from hcnn import HCNN, Architecture
-from hcnn.data.datasets import Dataset
-from hcnn.training import loop as training
+from hcnn import HCNN
+from hcnn.companion.commands import main
+from hcnn.training import loop, stopping
 from hcnn.training import run_folder as runs
-from hcnn.training.loop import train
-from hcnn.training.recipe import Recipe
 
-TINY = Architecture(K=4, Q=2, J=4, subsampled=(3,), image_size=(8, 8))
-RECIPE = Recipe.preset(epochs=4, batch_size=10, lr=0.1, shift=1)
 STEPS = 5  # an epoch
 BEFORE, AFTER = "before a file gets its name", "after a file got its name"
 # In the middle of writing a file, of a pass through the network, between two files; and whenever the clock strikes.
-MOMENTS = {runs.CHECKPOINT: 6, runs.METRICS: 3, "evaluation": 4, "step": 6, runs.WEIGHTS: 2, runs.RUN: 3, BEFORE: 9, AFTER: 9, "clock": 1}
+MOMENTS = {runs.CHECKPOINT: 6, runs.METRICS: 3, "evaluation": 3, "step": 6, runs.WEIGHTS: 2, runs.RUN: 3, BEFORE: 9,
+           AFTER: 9, "clock": 1}
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "hcnn.training.loop", "torch._dynamo"])  # the last: SGD imports it when it is first used
+# SGD imports the last
+processes.set_forkserver_preload(["pytest", "small", "hcnn.companion.commands", "torch._dynamo"])
 
 
-def images():
-    """44 images of 8 x 8 in minibatches of 10, 10, 10, 10, 4; 150 to test on, in two batches."""
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (194, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(194) % 10
-    return Dataset("digits", pixels[:44], labels[:44], pixels[44:], labels[44:], tuple("0123456789"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+# ---- stopped in this process
+
+MECHANISMS = {
+    "sgd": SHORT, "adamw": SHORT.replace(optimiser="adamw", lr=0.01, schedule="cosine"),
+    "muon": SHORT.replace(optimiser="muon", lr=0.02, lr_rest=0.01, schedule="linear"),
+    "growing": SHORT.replace(sizes=(4, 6, 8), label_smoothing=0.1, nesterov=True),
+}
 
 
-def run(out, moment=None, n=1, number=signal.SIGKILL, device="cpu", threads=1):
-    """What a process does: train below `out`, a checkpoint after every step, a signal to itself at the n-th `moment`."""
-    torch.set_num_threads(threads)
-    training.CHECKPOINT_SECONDS = 0
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_run_stopped_at_random_steps_ends_bit_for_bit_the_same(tmp_path, stop_after, monkeypatch, mechanism):
+    recipe, choose, calls = MECHANISMS[mechanism], random.Random(mechanism), 0
+    expected = content(fit(tmp_path / "whole", recipe=recipe))
+    done = 0
+    while done < 3:
+        stop_after(choose.randint(2, 7))
+        folder = fit(tmp_path / "parts", recipe=recipe)
+        calls, done = calls + 1, runs.read_run(folder)["epochs_done"]
+        assert len(rows(folder)) == done and (folder / runs.CHECKPOINT).exists() == (done < 3)
+    assert calls > 2 and content(folder) == expected
+
+
+def test_every_call_gets_on_however_short_its_time(tmp_path):
+    done = calls = 0
+    while not done and calls < 20:
+        folder = fit(tmp_path, recipe=SHORT.replace(epochs=1), max_seconds=1e-9)
+        calls, done = calls + 1, runs.read_run(folder)["epochs_done"]
+    assert calls == STEPS + 1  # five steps, one evaluation
+
+
+def test_a_run_continued_on_other_hardware_records_both(whole, stopped, monkeypatch):
+    record = loop.provenance
+    monkeypatch.setattr(loop, "provenance", lambda *arguments: record(*arguments) | dict(device="another"))
+    fit(stopped.parent)
+    run = runs.read_run(stopped)
+    assert run["device"] == "another" and content(stopped) == content(whole)
+    assert [part["device"] for part in run["earlier"]] == [runs.read_run(whole)["device"]]
+
+
+# ---- signals
+
+
+def test_a_signal_that_comes_twice_at_once_stops_cleanly():
+    with stopping.stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.reason() == "signal SIGTERM"
+
+
+def test_a_later_signal_acts_as_it_did_before(monkeypatch):
+    monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stopping.stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- other processes
+
+
+def run(out, moment=None, n=1, number=signal.SIGKILL, device="cpu"):
+    """What a process does: train below `out`, a checkpoint after every step, a signal to itself at the n-th
+    `moment`.
+    """
+    torch.set_num_threads(1)
+    loop.CHECKPOINT_SECONDS = 0
     trap(moment, n, number)
-    train(TINY, RECIPE, images(), out=out, device=device, precision="strict", log=lambda line: None)
+    fit(out, device=device)
 
 
 def trap(moment, n, number):
@@ -85,67 +139,38 @@ def trap(moment, n, number):
     runs.open = lambda path, mode: (in_halves if moment and moment in Path(path).name else open)(path, mode)
 
 
-def start(*arguments, **options):
-    process = processes.Process(target=run, args=arguments, kwargs=options)
+def start(target, *arguments, **options):
+    process = processes.Process(target=target, args=arguments, kwargs=options)
     process.start()
     return process
 
 
 def finish(process):
     """The exit code of a process, negative for a signal."""
-    process.join(60)
+    process.join(120)
     assert process.exitcode is not None
     return process.exitcode
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of an uninterrupted run, and the seconds that it took."""
-    out = tmp_path_factory.mktemp("whole")
-    finish(start(out / "first"))  # starts the server
-    begin = time.monotonic()
-    assert finish(start(out / "second")) == 0
-    return only(out / "second"), time.monotonic() - begin
-
-
-def only(out):
-    (folder,) = Path(out).iterdir()
-    return folder
-
-
-def rows(folder):
-    """metrics.csv without the seconds, as texts: all digits."""
-    with open(folder / runs.METRICS) as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
-def assert_same(folder, other):
-    assert (folder / runs.WEIGHTS).read_bytes() == (other / runs.WEIGHTS).read_bytes()
-    assert rows(folder) == rows(other) and [row["epoch"] for row in rows(folder)] == ["1", "2", "3", "4"]
-    assert runs.read_run(folder)["weights_sha256"] == runs.read_run(other)["weights_sha256"]
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", runs.METRICS, runs.RUN, runs.WEIGHTS]
-
-
 def assert_usable(folder):
     """What a kill leaves: whole files only, and no row of metrics that is missing or there twice."""
-    for file, read in ((runs.CHECKPOINT, runs.read_checkpoint), (runs.RUN, runs.read_run), (runs.METRICS, rows)):
-        if (folder / file).exists():
-            read(folder)
+    if (folder / runs.RUN).exists():
+        checkpoint(folder)
     if (folder / runs.METRICS).exists():
         assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, len(rows(folder)) + 1))
 
 
 def kill(wanted, root, whole, choose):
-    """Kill runs so many times, each at a moment drawn by `choose`; start again after each, and compare every run that ends."""
-    reference, seconds = whole
+    """Kill runs so many times at moments drawn by `choose`; start again after each; compare every run that ends."""
     moments = [moment for _ in range(wanted) for moment in MOMENTS][:wanted]
     for attempt in range(10 * wanted):
         out = root / str(attempt)
         while True:  # one run, to its end
             moment = moments[0] if moments else None
-            process = start(out) if moment in (None, "clock") else start(out, moment, choose.randint(1, MOMENTS[moment]))
+            trapped = () if moment in (None, "clock") else (moment, choose.randint(1, MOMENTS[moment]))
+            process = start(run, out, *trapped)
             if moment == "clock":
-                time.sleep(choose.uniform(0, seconds))
+                time.sleep(choose.uniform(0, 1))
                 process.kill()
             code = finish(process)
             if code == 0:
@@ -155,7 +180,7 @@ def kill(wanted, root, whole, choose):
             for folder in out.glob("*"):
                 assert_usable(folder)
                 assert "." not in moment or (folder / f".{moment}.tmp").exists(), "killed in the middle of the file"
-        assert_same(only(out), reference)
+        assert content(only(out)) == content(whole)
         if not moments:
             return
     raise AssertionError(f"never killed: {moments[0]}")
@@ -165,13 +190,14 @@ def test_three_kills_in_a_checkpoint_a_metrics_row_and_an_evaluation_change_no_b
     kill(3, tmp_path, whole, random.Random(0))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("file", range(4))
 def test_a_kill_among_the_last_files_of_a_run_changes_no_bit(tmp_path, whole, file):
-    names = 2 + 4 * (STEPS + 1 + 3)  # metrics and run.json; then, each epoch, checkpoints and three files
-    assert finish(start(tmp_path, AFTER, names - file)) == -signal.SIGKILL
+    names = 2 + 3 * (STEPS + 1 + 3)  # metrics and run.json; then, each epoch, checkpoints and three files
+    assert finish(start(run, tmp_path, AFTER, names - file)) == -signal.SIGKILL
     assert_usable(only(tmp_path))
-    assert finish(start(tmp_path)) == 0
-    assert_same(only(tmp_path), whole[0])
+    assert finish(start(run, tmp_path)) == 0
+    assert content(only(tmp_path)) == content(whole)
 
 
 @pytest.mark.full
@@ -180,35 +206,68 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path, whole, seed):
     kill(20, tmp_path, whole, random.Random(seed))
 
 
-@pytest.mark.parametrize("moment, n, stopped", [("step", 7, (1, 2)), ("evaluation", 1, (0, STEPS)), (runs.CHECKPOINT, 3, (0, 4))])
-def test_sigterm_stops_within_a_step_and_leaves_a_checkpoint_that_continues(tmp_path, whole, moment, n, stopped):
-    assert finish(start(tmp_path, moment, n, signal.SIGTERM)) == 0
-    _, state = runs.read_checkpoint(only(tmp_path))
-    assert (state["epoch"], state["step"]) == stopped  # steps that are done: the one of the signal, none after it
-    assert finish(start(tmp_path)) == 0
-    assert_same(only(tmp_path), whole[0])
-
-
-def test_a_second_process_on_one_folder_ends_at_once_and_changes_nothing(tmp_path, whole):
-    finish(start(tmp_path, "step", 3))
+@pytest.mark.parametrize("moment, n, place", [
+    ("step", 7, (1, 2)), *(pytest.param(*case, marks=pytest.mark.full)
+                           for case in (("evaluation", 1, (0, STEPS)), (runs.CHECKPOINT, 3, (0, 4))))])
+def test_sigterm_stops_within_a_step_and_leaves_a_checkpoint_that_continues(tmp_path, whole, moment, n, place):
+    assert finish(start(run, tmp_path, moment, n, signal.SIGTERM)) == 0
     folder = only(tmp_path)
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+    _, state = checkpoint(folder)
+    assert (state["epoch"], state["step"]) == place  # steps that are done: the one of the signal, none after it
+    with runs.lock(folder):  # a second process ends at once and changes nothing
+        before = (folder / runs.CHECKPOINT).read_bytes()
+        with pytest.raises(BlockingIOError, match="is being written by another process; wait for it or stop it"):
+            fit(tmp_path)
+        assert (folder / runs.CHECKPOINT).read_bytes() == before
+    assert content(fit(tmp_path)) == content(whole)
+
+
+def test_two_writers_of_one_folder_exclude_each_other_and_a_kill_frees_it(tmp_path):
+    process = start(hold, tmp_path)
+    while not (tmp_path / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(BlockingIOError, match="by another process"), runs.lock(tmp_path):
+        pass
+    process.kill()
+    finish(process)
+    with runs.lock(tmp_path):
+        pass
+
+
+def hold(folder):
     with runs.lock(folder):
-        assert finish(start(tmp_path)) == 1
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
-    assert finish(start(tmp_path)) == 0
-    assert_same(folder, whole[0])
+        (folder / "held").touch()
+        time.sleep(100)
 
 
-def test_another_number_of_threads_moves_weights_by_a_ten_thousandth_at_most(tmp_path, whole):
-    assert finish(start(tmp_path, threads=3)) == 0
-    weights = [runs.read_weights(folder, runs.read_run(folder)) for folder in (whole[0], only(tmp_path))]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+def shared(rank, port, options):
+    """One process of two, as torchrun starts them."""
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(port))
+    raise SystemExit(main(options))
+
+
+def test_two_processes_of_25_images_end_with_the_weights_of_one_of_50(tmp_path):
+    # minibatches of 50 (25 images a process), 50, and 1: fewer images than processes
+    options = ["train", *OPTIONS, "--lr", "0.05", "--epochs", "1", "--train-size", "101", "--precision", "strict"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    both = [start(shared, rank, port, [*options, "--out", str(tmp_path / "two")]) for rank in range(2)]
+    assert main([*options, "--out", str(tmp_path / "one")]) == 0
+    assert [finish(process) for process in both] == [0, 0]
+    one, two = only(tmp_path / "one"), only(tmp_path / "two")
+    assert one.name == two.name and runs.read_run(two)["processes"] == 2
+    expected, found = weights(one), weights(two)
+    for name in expected:  # the last image is counted by both: n / (n - 1) of the variance has 2 n in one step of three
+        tolerance = dict(atol=1e-5, rtol=2e-3 if name.endswith("running_var") else 1e-4)
+        torch.testing.assert_close({name: found[name]}, {name: expected[name]}, **tolerance)
+    metrics = [[float(value) for value in rows(folder)[0].values()] for folder in (one, two)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-3)
 
 
 @pytest.mark.gpu
 def test_two_strict_runs_on_the_gpu_give_the_same_weights(tmp_path):
     for name in ("one", "two"):
-        assert finish(start(tmp_path / name, device="cuda")) == 0
-    assert_same(only(tmp_path / "one"), only(tmp_path / "two"))
+        assert finish(start(run, tmp_path / name, device="cuda")) == 0
+    assert content(only(tmp_path / "one")) == content(only(tmp_path / "two"))

@@ -1,34 +1,41 @@
-"""The compared networks of tables 1 and 2 as modules, a few lines each; `baselines` says what they are and where they come from."""
+"""The compared networks of tables 1 and 2 as modules, a few lines each; `systems` says what they are and where they
+come from.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hcnn.network import HCNN
-
 
 class BaselineNetwork(nn.Module):
-    """A compared network. forward(x): x (batch, colours, height, width), standardised -> class scores (batch, num_classes)."""
+    """A compared network. forward(x): x (batch, colours, height, width), standardised -> class scores (batch,
+    num_classes).
 
-    def __init__(self, architecture, generator=None):
+    architecture: the Baseline. system: its System, which has the share of zeros and the initial filters.
+    """
+
+    def __init__(self, architecture, system, generator=None):
         super().__init__()
         self.architecture = architecture
-        self.body = BODIES[architecture.variant](architecture)
+        self.body = body(architecture, system)
         for module in self.body.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _initialise(module.weight, architecture.initialisation, generator)
+                _initialise(module.weight, system.initialisation, generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    _check = HCNN._check
 
     def filter_parameters(self):
         """The parameters that weight decay applies to: weights of convolutions and linear layers."""
         return [parameter for parameter in self.parameters() if parameter.dim() > 1]
 
     def forward(self, x):
-        self._check(x)
         return self.body(x)
+
+
+def body(architecture, system):
+    """The layers alone."""
+    return BODIES[architecture.variant](architecture.in_channels, architecture.num_classes,
+                                        *map(nn.Dropout, system.dropout))
 
 
 @torch.no_grad()
@@ -46,28 +53,29 @@ def _conv(inputs, outputs, size=3, stride=1, padding=None):
     return nn.Conv2d(inputs, outputs, size, stride, size // 2 if padding is None else padding), nn.ReLU(inplace=True)
 
 
-def all_cnn(net):
+def _average(inputs, classes):
+    return nn.Conv2d(inputs, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+
+def all_cnn(colours, classes, at_images, later):
     """All-CNN-C: convolutions alone, two of them with stride 2, the seventh without padding.
 
-    The ReLU that was published after the class scores is left out, here and in Network in Network: with it the loss did not leave
-    log 10 in 120 steps of 32 images at a rate of 0.01, nor in 80 at 0.05; without it it fell within 75 (0.01, one seed each).
+    The ReLU that was published after the class scores is left out, here and in Network in Network: with it the loss
+    did not leave log 10 in 120 steps of 32 images at a rate of 0.01, nor in 80 at 0.05; without it it fell within 75
+    (0.01, one seed each).
     """
-    at_images, later = map(nn.Dropout, net.dropout)
     return nn.Sequential(
-        at_images, *_conv(net.in_channels, 96), *_conv(96, 96), *_conv(96, 96, stride=2),
+        at_images, *_conv(colours, 96), *_conv(96, 96), *_conv(96, 96, stride=2),
         later, *_conv(96, 192), *_conv(192, 192), *_conv(192, 192, stride=2),
-        later, *_conv(192, 192, padding=0), *_conv(192, 192, 1), nn.Conv2d(192, net.num_classes, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        later, *_conv(192, 192, padding=0), *_conv(192, 192, 1), *_average(192, classes))
 
 
-def network_in_network(net):
+def network_in_network(colours, classes, at_images, later):
     """Three convolutions, each followed by two 1 x 1 convolutions; the last one's maps are averaged."""
-    at_images, later = map(nn.Dropout, net.dropout)
     return nn.Sequential(
-        at_images, *_conv(net.in_channels, 192, 5), *_conv(192, 160, 1), *_conv(160, 96, 1), nn.MaxPool2d(3, 2, ceil_mode=True),
+        at_images, *_conv(colours, 192, 5), *_conv(192, 160, 1), *_conv(160, 96, 1), nn.MaxPool2d(3, 2, ceil_mode=True),
         later, *_conv(96, 192, 5), *_conv(192, 192, 1), *_conv(192, 192, 1), nn.AvgPool2d(3, 2, ceil_mode=True),
-        later, *_conv(192, 192), *_conv(192, 192, 1), nn.Conv2d(192, net.num_classes, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        later, *_conv(192, 192), *_conv(192, 192, 1), *_average(192, classes))
 
 
 class Maxout(nn.Module):
@@ -84,20 +92,21 @@ class GlobalMaxPool(nn.Module):
         return x.amax((-2, -1), keepdim=True)
 
 
-def fitnet(net):
+def fitnet(colours, classes, at_images, later):
     """FitNet-4: 17 maxout convolutions, maximum over what is left of space, 500 maxout units, classes.
 
-    2,544,712 weights with two pieces in the 500 units, the "2.5M" of the paper; the same sum gives 249,576 and 861,928 for FitNets
-    1 and 2, published as 250K and 862K. The authors' code has five pieces there: 2,736,712; without that layer 2,412,992.
+    2,544,712 weights with two pieces in the 500 units, the "2.5M" of the paper; the same sum gives 249,576 and
+    861,928 for FitNets 1 and 2, published as 250K and 862K. The authors' code has five pieces there: 2,736,712;
+    without that layer 2,412,992.
     """
-    at_images, later = map(nn.Dropout, net.dropout)
-    layers, inputs = [at_images], net.in_channels
-    for widths, pool in (((32,) * 3 + (48,) * 2, nn.MaxPool2d(2)), ((80,) * 6, nn.MaxPool2d(2)), ((128,) * 6, GlobalMaxPool())):
+    layers, inputs = [at_images], colours
+    groups = ((32,) * 3 + (48,) * 2, nn.MaxPool2d(2)), ((80,) * 6, nn.MaxPool2d(2)), ((128,) * 6, GlobalMaxPool())
+    for widths, pool in groups:
         for width in widths:
             layers += [nn.Conv2d(inputs, 2 * width, 3, padding=1), Maxout()]
             inputs = width
         layers += [pool, later]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 2 * 500), Maxout(), later, nn.Linear(500, net.num_classes))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 2 * 500), Maxout(), later, nn.Linear(500, classes))
 
 
 class Shortcut(nn.Module):
@@ -107,7 +116,7 @@ class Shortcut(nn.Module):
         return F.pad(x[..., ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
-def resnet_20(net):
+def resnet_20(colours, classes, *dropout):
     """ResNet-20: three groups of three blocks of two convolutions, with 16, 32 and 64 channels."""
     from torchvision.models.resnet import BasicBlock  # takes as long to import as torch, and only this network needs it
 
@@ -115,12 +124,14 @@ def resnet_20(net):
     for place, n in ((3, 16), (6, 32)):
         blocks.insert(place, BasicBlock(n, 2 * n, stride=2, downsample=Shortcut()))
     return nn.Sequential(
-        nn.Conv2d(net.in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), *blocks,
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, net.num_classes))
+        nn.Conv2d(colours, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), *blocks,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
 class PreActivation(nn.Module):
-    """A block of a wide residual network: normalisation and ReLU before each of two convolutions, then the sum with the input."""
+    """A block of a wide residual network: normalisation and ReLU before each of two convolutions, then the sum with
+    the input.
+    """
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -135,15 +146,16 @@ class PreActivation(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-1: three groups of (depth - 4) / 6 blocks, with 16, 32 and 64 channels."""
+    """WRN-(4 + 6 n)-1: three groups of n blocks, with 16, 32 and 64 channels."""
 
-    def __init__(self, net, depth):
+    def __init__(self, n, colours, classes):
         super().__init__()
-        self.first = nn.Conv2d(net.in_channels, 16, 3, padding=1, bias=False)
-        more = (depth - 4) // 6 - 1  # blocks of a group after its first
-        self.groups = nn.ModuleList(nn.Sequential(PreActivation(inputs, n, stride), *(PreActivation(n, n, 1) for _ in range(more)))
-                                    for inputs, n, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)))
-        self.norm, self.classes = nn.BatchNorm2d(64), nn.Linear(64, net.num_classes)
+        self.first = nn.Conv2d(colours, 16, 3, padding=1, bias=False)
+        self.groups = nn.ModuleList(
+            nn.Sequential(PreActivation(inputs, outputs, stride),
+                          *(PreActivation(outputs, outputs, 1) for _ in range(n - 1)))
+            for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)))
+        self.norm, self.classes = nn.BatchNorm2d(64), nn.Linear(64, classes)
 
     def outputs(self, x):
         """What the three groups give; the classes are read from the last."""
@@ -160,20 +172,15 @@ class WideResNet(nn.Module):
         return self.classify(self.outputs(x)[-1])
 
 
+def wrn_16_1(colours, classes, *dropout):
+    return WideResNet(2, colours, classes)
+
+
+def wrn_40_1(colours, classes, *dropout):
+    return WideResNet(6, colours, classes)
+
+
 BODIES = {
     "all-cnn": all_cnn, "resnet-20": resnet_20, "nin": network_in_network, "fitnet": fitnet,
-    "wrn-16-1": lambda net: WideResNet(net, 16), "wrn-student": lambda net: WideResNet(net, 16),
-    "wrn-40-1": lambda net: WideResNet(net, 40),
+    "wrn-16-1": wrn_16_1, "wrn-student": wrn_16_1, "wrn-40-1": wrn_40_1,
 }
-
-
-def attention_distance(student, teacher):
-    """Attention transfer: sum over images and groups j of the mean over positions u of (Q_j(u) - Q'_j(u))^2.
-
-    Q_j(u) = m_j(u) / |m_j|, m_j(u) the mean over channels of the squares of what group j gives, Q' the same of the teacher
-    (arXiv 1612.03928, section 3.1, as in its authors' code). student, teacher: lists of (batch, channels, height, width).
-    """
-    def attention(x):
-        return F.normalize(x.float().square().mean(1).flatten(1))
-
-    return sum((attention(ours) - attention(theirs)).square().mean(1).sum() for ours, theirs in zip(student, teacher, strict=True))

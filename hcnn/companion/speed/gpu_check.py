@@ -206,13 +206,6 @@ def gpu_check(check, max_seconds=MAX_SECONDS, stages=STAGES):
     return failure is None
 
 
-def add_command(commands):
-    """Add `gpu-check` to the commands of an argparse parser."""
-    p = commands.add_parser("gpu-check", help="does this GPU train as it should? At most 4 minutes", allow_abbrev=False)
-    p.add_argument("--out", help="folder of the report (default: a new one for temporary files)")
-    p.add_argument("--device", default="auto", help="auto, cuda or cuda:<number>")
-
-
 def run_gpu_check(options):
     out = Path(options.out or tempfile.mkdtemp(prefix="hcnn-gpu-check-"))
     return 0 if gpu_check(Check(machine.choose_device(options.device), out)) else 1

@@ -1,0 +1,108 @@
+"""The claims of the paper with their verdicts, and the summary: what it says, what is stored, what came out now."""
+
+import pandas as pd
+
+from hcnn import paths
+from hcnn.architecture import Architecture
+from hcnn.companion.experiments import HERE, QUICK, experiment
+from hcnn.companion.results.runs import TITLES, usable
+from hcnn.companion.results.tables import (
+    NOT_TRAINED,
+    PAPER,
+    TABLE,
+    by_seed,
+    devices,
+    repetitions,
+    spread,
+    trained,
+)
+
+TOLERANCE = {"cifar10": 0.5, "cifar100": 1.0}  # points from the paper's accuracy that still reproduce it
+EVALUATED = "evaluated.csv"  # in results/local: the stored networks, evaluated again
+
+
+def ledger(runs, path=None):
+    """The claims of the paper, notebooks/claims.csv; runs of tables 1 and 2 answer the rows with a run_key.
+
+    run_key `cifar10/hcnn/accuracy`: the mean is as near to the tables of the paper as TOLERANCE;
+    `cifar10/hcnn/accuracy>91`: above.
+    """
+    claims = pd.read_csv(path or paths.NOTEBOOKS / "claims.csv", dtype=str, keep_default_na=False)
+    for row, key in claims.run_key.items():
+        if key:
+            claims.loc[row, ["verdict", "evidence"]] = _answer(key, runs)
+    return claims
+
+
+def _answer(key, runs):
+    """(verdict, evidence) of one accuracy of tables 1 and 2."""
+    name, _, least = key.partition(">")
+    answers = {f"{dataset}/{row[1]}/accuracy": (dataset, row[1], row[3]) for dataset in PAPER for row in PAPER[dataset]}
+    if name not in answers:
+        raise ValueError(f"run_key must be one of {', '.join(answers)}, got {key!r}")
+    dataset, variant, paper = answers[name]
+    ours = by_seed(experiment(dataset=dataset, variant=variant), runs)
+    if not ours:
+        return "not run", f"no complete run of the paper's recipe; table {TABLE[dataset]}"
+    mean = sum(ours.values()) / len(ours)
+    holds = mean > float(least) if least else abs(mean - paper) <= TOLERANCE[dataset]
+    evidence = f"{mean:.2f}% here, {paper:.2f}% in the paper, n = {len(ours)}; table {TABLE[dataset]}"
+    return "reproduced" if holds else "not reproduced", evidence
+
+
+def summary(runs, path=None, evaluated=None):
+    """quantity, paper, stored, just now, computed on: counts, accuracies, verdicts.
+
+    just now: of runs in results/local, or else of the stored networks evaluated again, {name of a run: percent}.
+    """
+    counts, accuracies = [], []
+    for dataset, systems in PAPER.items():
+        for model, variant, parameters, accuracy in systems:
+            name, training = f"{TITLES[dataset]}, {model}", experiment(dataset=dataset, variant=variant)
+            counts.append((f"filter weights, {name}", parameters, training.architecture.count()["filters"]))
+            accuracies.append((f"accuracy (%), {name}", f"{accuracy:.2f}", *_accuracies(training, runs, evaluated)))
+    released = Architecture.preset("cifar10", "hcnn-plus", "released").count()["trained"]
+    counts.append(("trainable numbers, the authors' code", "", released))
+    shown = set()
+    for training in repetitions(HERE + QUICK):
+        if found := trained(training, runs):
+            shown |= {run.folder for run in found}
+            name = f"{TITLES[training.dataset]}, {training.label}, {training.recipe.epochs} epochs"
+            accuracies.append((f"accuracy (%), {name}", "", *_accuracies(training, runs, evaluated)))
+    accuracies += [  # whatever else a user has trained, such as digits in place of CIFAR
+        (f"accuracy (%), {run.data}, {run.label}, {run.epochs} epochs", "", "", f"{run.accuracy:.2f}", run.device)
+        for run in usable(runs) if run.local and run.complete and run.folder not in shown]
+    verdicts = ledger(runs, path).verdict
+    rows = [(*row, f"{count:,}", f"{count:,}", "formula and modules") for *row, count in counts] + accuracies
+    rows += [(f"claims: {verdict}", "", f"{n} of {len(verdicts)}", "", "ledger, notebook 05")
+             for verdict, n in verdicts.value_counts().items()]
+    return pd.DataFrame(rows, columns=["quantity", "paper", "stored", "just now", "computed on"])
+
+
+def _accuracies(training, runs, evaluated):
+    """What is stored of a training, what came out just now, and on which devices."""
+    found = trained(training, runs)
+    stored, local = ([run for run in found if run.local == here] for here in (False, True))
+    again = [evaluated[run.folder.name] for run in stored if run.folder.name in (evaluated or {})]
+    now = [run.accuracy for run in local] or again
+    return accuracy_in_words(run.accuracy for run in stored), accuracy_in_words(now) if now else "", devices(found)
+
+
+def accuracy_in_words(values):
+    """Mean, deviation and n as one text."""
+    found = spread(values)
+    if found["n"] == 0:
+        return NOT_TRAINED
+    return found["accuracy"] + (f" ± {found['deviation']}, n = {found['n']}" if found["n"] > 1 else ", one seed")
+
+
+def write_evaluated(accuracies):
+    """Keep the accuracies, 0..1, of the stored networks as they were evaluated again, {name of a run: accuracy}."""
+    paths.LOCAL.mkdir(parents=True, exist_ok=True)
+    pd.Series(accuracies, name="accuracy", dtype=float).to_csv(paths.LOCAL / EVALUATED, index_label="run")
+
+
+def read_evaluated():
+    """What `write_evaluated` kept, in percent."""
+    path = paths.LOCAL / EVALUATED
+    return (100 * pd.read_csv(path, index_col="run").accuracy).to_dict() if path.exists() else {}
