@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hcnn.architecture import RULES, Architecture
+from hcnn.device import world
 from hcnn.geometry import Geometry
 from hcnn.operators import choice, folding, moments
 from hcnn.operators.convolution import spatial_conv
+from hcnn.operators.fused import elu_over
 
 
 class AttributeConv(nn.Module):
@@ -81,9 +83,13 @@ class AttributeConv(nn.Module):
                              f"one more attribute axis after the batch; got {tuple(x.shape)}")
         if min(x.shape[-2:]) < (self.spatial_support // 2 if self.space.padding_mode == "periodic" else 1):
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than the reach of the filters")
-        operator = self._operator(x)
-        out = choice.PATHS[self.path or choice.choose(self, x)](self, x, *operator)
+        path = self.path_for(x)
+        out = choice.PATHS[path](self, x, *(() if path == "fused" else self._operator(x)))
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
+
+    def path_for(self, x):
+        """Which of `operators.choice.PATHS` computes this input."""
+        return self.path or choice.choose(self, x)
 
     def _operator(self, x):
         """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept while no gradients are asked for
@@ -101,13 +107,13 @@ class AttributeConv(nn.Module):
     def _build(self, x):
         if self.Q is None:
             return folding.direct_operator(self.w, self.bias, self.table, self.reads)
-        h, b = folding.normalised_filters(self.h, *self._statistics(x), self.scale, self.shift, self.eps)
+        h, b = folding.normalised_filters(self.h, *self.statistics_of(x), self.scale, self.shift, self.eps)
         bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
         if not self.elu:
             return folding.folded_operator(h, b, self.g, bias, self.table, self.reads)
         return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
 
-    def _statistics(self, x):
+    def statistics_of(self, x):
         """Mean and variance of x * h_q: of this batch in training (which moves the running ones), else the running
         ones.
         """
@@ -170,11 +176,20 @@ class AttributeNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(filters))
 
     def forward(self, x):
+        if x.is_cuda and world() == 1:
+            return self._by_torch(x)
         z = x.reshape(-1, *x.shape[-3:])  # every older attribute into the batch
         mean, var = self._moments(z) if self.training else (self.running_mean, self.running_var)
         gain = self.scale * torch.rsqrt(var + self.eps)
         offset = self.shift - gain * mean
         return torch.addcmul(offset.view(-1, 1, 1).to(x.dtype), x, gain.view(-1, 1, 1).to(x.dtype))
+
+    def _by_torch(self, x):
+        last = x.movedim(-3, -1).movedim((-3, -2), (1, 2))  # (batch, height, width, ..., filters)
+        z = last.reshape(-1, len(self.scale)) if last.is_contiguous() else x.reshape(-1, *x.shape[-3:])
+        z = F.batch_norm(z, self.running_mean, self.running_var, self.scale, self.shift, self.training, self.momentum,
+                         self.eps)
+        return z.view(last.shape).movedim((1, 2), (-3, -2)).movedim(-1, -3) if z.dim() == 2 else z.view(x.shape)
 
     def _moments(self, z):
         with torch.autocast(z.device.type, enabled=False):
@@ -228,21 +243,29 @@ class HCNN(nn.Module):
         filters = [p for operator in self.operators for p in operator.filter_parameters()]
         return filters + ([self.head.weight] if self.architecture.head == "linear" else [])
 
-    def layer(self, x: torch.Tensor, j: int) -> torch.Tensor:
-        """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores."""
+    def layer(self, x: torch.Tensor, j: int, summed: bool = False) -> torch.Tensor:
+        """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores.
+
+        summed: where the next layer begins with the sum over v_{j-3} x_j may be that, which a GPU makes in one pass.
+        """
         a = self.architecture
         if j == a.J:
             dims = (-1, -2, *range(1, x.dim() - 3))
             x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             with torch.autocast(x.device.type, enabled=False):
                 return self.head(x.mean(dims) if a.reduction == "mean" else x.sum(dims))
-        x = self.norms[j - 1](self.operators[j - 1](x))
-        return F.elu(x, inplace=True) if j < a.J - 1 or a.last_elu or a.head == "linear" else x
+        operator, sums = self.operators[j - 1], summed and 3 <= j < a.J - 1
+        y = self.norms[j - 1](operator(x))
+        if sums and operator.path_for(x) == "fused":
+            return elu_over(y, a.reduction == "mean")
+        return F.elu(y) if j < a.J - 1 or a.last_elu or a.head == "linear" else y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check(x)
+        if x.is_cuda and self.architecture.variant == "hcnn":
+            x = x.contiguous(memory_format=torch.channels_last)  # which cuDNN would make of every array in bfloat16
         for j in range(1, self.architecture.J + 1):
-            x = self.layer(x, j)
+            x = self.layer(x, j, summed=True)
         return x
 
     def activations(self, x: torch.Tensor, depths: Iterable[int]) -> dict[int, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | tables | verify."""
+"""python -m hcnn train | headline | ablations | evaluate | interpret | data | speed | gpu-check | tables | verify."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from hcnn.architecture import VARIANTS
 from hcnn.companion.baselines.systems import SYSTEMS
 from hcnn.companion.experiments import BASE, ablations, command_line, experiment, headline
 from hcnn.companion.parallel import STOPPED, report, run_all
+from hcnn.companion.speed.gpu_check import run_gpu_check
 from hcnn.data.datasets import DATASETS, available, fetch_dataset, load_dataset, split_dataset
 from hcnn.device import PRECISIONS, choose_device
 from hcnn.training.evaluation import evaluate
@@ -71,7 +72,7 @@ def parser():
     positional = dict(help="a run folder, or a short name such as cifar10-hcnn")
 
     def command(run, words, *names, **changes):
-        p = commands.add_parser(run.__name__.removeprefix("run_"), help=words, allow_abbrev=False)
+        p = commands.add_parser(run.__name__.removeprefix("run_").replace("_", "-"), help=words, allow_abbrev=False)
         p.set_defaults(run=run)
         for name in names:
             p.add_argument(f"--{name.replace('_', '-')}", **OPTIONS[name] | changes.get(name, {}))
@@ -94,6 +95,7 @@ def parser():
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
     command(run_speed, "measure training steps beside the literal implementation",
             "again", "max_seconds", "device", "threads")
+    command(run_gpu_check, "does this GPU train as it should? At most four minutes", "out", "device")
     command(run_tables, "write tables and the README's results from the stored runs", "local")
     command(run_verify, "write tables and README again and compare, evaluate the stored networks", "accuracy", *MACHINE)
     return top

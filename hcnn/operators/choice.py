@@ -1,8 +1,8 @@
 """Which operator computes W_j here, and all of them under one signature.
 
 Each takes the layer, an `AttributeConv`, whose shapes it reads; x (batch, *grid, height, width); and what the layer
-has built: kernel and bias of HCNN, or matrix, bias, h and b of HCNN(+). It returns (batch, outputs * filters,
-height', width').
+has built: kernel and bias of HCNN, or matrix, bias, h and b of HCNN(+); `fused` builds its own. It returns (batch,
+outputs * filters, height', width').
 """
 
 from math import prod
@@ -10,8 +10,8 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from hcnn.operators import fused as gpu
 from hcnn.operators.convolution import spatial_conv, windowed_conv, windows
+from hcnn.operators.fused import fused, input_dtype, why_not
 from hcnn.operators.tiled import tiled_product
 
 SPARE = 0.75  # share of the dense work below which windows are worth their copies
@@ -40,21 +40,16 @@ def tiled(layer, x, matrix, bias, h, b):
                          along=layer.along, space=layer.space)
 
 
-def fused(layer, x, matrix, bias, h, b):
-    """HCNN(+) on a GPU, z inside the kernels that consume it."""
-    return gpu.mixed_elu(x, h, b, matrix, bias, layer.reads, layer.space)
-
-
 PATHS = {path.__name__: path for path in (convolution, windowed, tiled, fused)}
 
 
 def choose(layer, x):
     """The name of the path in PATHS that is taken for this input: the fastest that is exact here."""
-    separable = layer.elu and layer.Q is not None
     if x.device.type != "cpu":
-        fusible = separable and gpu.path(x, layer.h, len(layer.reads) * layer.filters) == gpu.FUSED
+        useful = layer.Q is not None and (layer.elu or layer.training)  # HCNN has nothing to make when it evaluates
+        fusible = useful and why_not(layer, x.device, input_dtype(x), tuple(x.shape[-2:]), len(x)) is None
         return "fused" if fusible else "convolution"
-    if separable:
+    if layer.elu and layer.Q is not None:
         return "tiled"
     read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in _windows(layer))
     spare = read < SPARE * layer.out_grid[-1] * layer.grid[-1] and not torch.is_autocast_enabled("cpu")

@@ -1,56 +1,84 @@
-"""Which GPU operator computes HCNN(+): the fused one of `fused_triton` where it can, else the unfused one, and why."""
+"""W_j on a GPU in a few launches: kernels of Triton where they can be trusted, else PyTorch's operators, and why.
 
-from functools import lru_cache
+HCNN: the statistics, the normalised filters and the folded kernel are made by Triton, the convolution is PyTorch's.
+HCNN(+): z = ELU(x * h + b) is made inside the products that consume it, and never in memory.
+"""
+
+from copy import deepcopy
+from functools import cache
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 
-from hcnn.device import switched_off
-from hcnn.geometry import Geometry
-from hcnn.operators.convolution import pad_space
-from hcnn.operators.folding import mixing_matrix, tap_reads, tap_table
+from hcnn.device import switched_off, world
+from hcnn.operators import folding
+from hcnn.operators.convolution import spatial_conv
 
-FUSED = "fused"
 SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have, for the gradient of the matrix
-TRIAL_ERROR = 0.02  # relative, in the Euclidean norm: five roundings to bfloat16
-TRIALS = ((8, 16), 32, 1), ((8, 16), 17, 2), ((8, 16), 8, 1)  # grid, size, stride: all tiles, and a partial one
+TRIAL_ERROR = 0.03  # relative, in the Euclidean norm: seven roundings to bfloat16
 LARGEST = 2**31 - 1  # addresses are 32-bit
 
 
-def path(x, h, outputs):
-    """FUSED, or "unfused: " and the reason. x (n, ..., height, width), h (Q, k, k); outputs: of all positions and
-    filters.
-    """
-    reason = why_not(x.device, _dtype(x), *h.shape[:2])
-    if reason is None and max(x.numel() * h.shape[1] ** 2, len(x) * outputs * x.shape[-2] * x.shape[-1]) > LARGEST:
-        reason = f"the minibatch of {len(x)} is too large"
-    return FUSED if reason is None else f"unfused: {reason}"
+def why_not(layer, device, dtype, size, batch=1):
+    """None, or the reason why `layer` does not take the fused path for images of this size, in this dtype."""
+    reason = _device_reason(device) or switched_off("fused") or _reason(layer, dtype)
+    _, positions, maps = layer.table.shape
+    numbers = batch * size[0] * size[1] * max(positions * layer.filters, maps * layer.spatial_support**2)
+    if reason is None and numbers > LARGEST:
+        reason = f"the minibatch of {batch} is too large"
+    return reason or trial_once(layer, device, dtype, size)
 
 
-def why_not(device, dtype, Q, k=3):
-    """None, or the reason why Q filters of k x k are not fused on this device in this dtype."""
-    return _device_reason(device) or switched_off(FUSED) or _reason(dtype, Q, k) or _trial_reason(device)
+def why_not_network(network, device, dtype):
+    """The same for a whole `HCNN`: the first reason of a layer."""
+    a = network.architecture
+    layers = ((o, a.shape(j)[-2:]) for j, o in enumerate(network.operators) if getattr(o, "Q", None) is not None)
+    return next(filter(None, (why_not(o, device, dtype, size) for o, size in layers)), None)
 
 
-def mixed_elu(x, h, b, matrix, bias, reads, geometry=Geometry()):  # noqa: B008  frozen
-    """ELU between h and g: sum over (v, q) of matrix[o, (v, q)] ELU(x_v * h_q + b_q) + bias[o], on the GPU, where
-    `path` is FUSED.
-
-    x (n, *grid, height, width); the rest as in `fused_triton.mixed_elu`, with the boundary rule of `spatial_conv`. In
-    autocast x is converted to its dtype. Returns (n, outputs, height', width').
-    """
-    from hcnn.operators.fused_triton import mixed_elu as kernel  # Triton takes a second to import and is not everywhere
-
-    padded = pad_space(x.flatten(1, -3).to(_dtype(x)), h.shape[-1], geometry)
-    return kernel(padded, h, b, matrix, bias, reads, geometry.stride)
-
-
-def _dtype(x):
+def input_dtype(x):
+    """That of the products: of autocast, where it is on."""
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
-@lru_cache
+def fused(layer, x):
+    """W_j of a layer that has Q, with its own statistics in training: x (batch, *grid, height, width)."""
+    from hcnn.operators import fused_triton, moments_triton, spread_triton  # Triton is not everywhere
+
+    space, k = layer.space, layer.spatial_support
+    form = torch.contiguous_format if layer.elu else torch.channels_last
+    x = x.flatten(1, -3).to(input_dtype(x), memory_format=form)
+    periodic = space.padding_mode == "periodic"
+    bias = layer.g.new_zeros(layer.filters) if layer.bias is None else layer.bias
+    with torch.autocast(x.device.type, enabled=False):
+        if layer.training and _in_one_pass(layer):
+            x, hb = moments_triton.normalised(x, layer.h, layer.scale, layer.shift, layer.running_mean,
+                                              layer.running_var, layer.momentum, layer.eps, periodic)
+        else:
+            h, b = folding.normalised_filters(layer.h, *layer.statistics_of(x), layer.scale, layer.shift, layer.eps)
+            hb = torch.cat([h.flatten(1), b[:, None]], 1)
+        if layer.elu:
+            before = tuple(space.before(n, k) for n in x.shape[-2:])
+            return fused_triton.mixed_elu(x, hb, layer.g, bias, layer.table, layer.reads, space.stride, before,
+                                          periodic)
+        kernel, bias = spread_triton.folded_operator(hb, layer.g, bias, layer.table, layer.reads, x.dtype)
+        return spatial_conv(x, kernel, bias, space)
+
+
+def elu_over(y, mean):
+    """The mean or sum over the first attribute of ELU(y), in one pass."""
+    from hcnn.operators.elu_triton import elu_over as kernel
+
+    return kernel(y, mean)
+
+
+def _in_one_pass(layer):
+    every = layer.statistics == "all" or layer.space.stride == 1
+    return every and layer.spatial_support == 3 and layer.space.padding == "symmetric" and world() == 1
+
+
+@cache
 def _device_reason(device):
     if device.type != "cuda":
         return f"the device is {device.type}"
@@ -63,49 +91,66 @@ def _device_reason(device):
         return f"{properties.name} has less than {SHARED_MEMORY // 1024} KiB of shared memory"
 
 
-@lru_cache
-def _trial_reason(device):
-    with torch.autocast(device.type, enabled=False):
-        return next(filter(None, (trial(device, *case) for case in TRIALS)), None)
+def _reason(layer, dtype):
+    if dtype != torch.bfloat16 and (layer.elu or dtype != torch.float32):
+        return f"bfloat16 is needed, this is {str(dtype).removeprefix('torch.')}"
+    Q, k = layer.Q, layer.spatial_support
+    return f"Q = {Q} and {k} x {k} filters are more than 128 and 3 x 3" if Q > 128 or k > 3 else None
+
+
+# ---- the trial
+
+
+_tried = {}
+
+
+def trial_once(layer, device, dtype, size):
+    """`trial`, once for every shape of a layer: what a compiler makes of one says nothing about another."""
+    shape = (layer.grid, layer.support, layer.filters, layer.Q, layer.elu, layer.space, layer.along, layer.statistics,
+             layer.spatial_support, layer.reduction, layer.bias is None)
+    key = device, dtype, size, shape
+    if key not in _tried:
+        _tried[key] = trial(layer, device, dtype, size)
+    return _tried[key]
 
 
 @torch.enable_grad()
-def trial(device, grid, size, stride, dtype=torch.bfloat16):
-    """None, or what is wrong when this device computes a layer and its gradients: they are compared with the unfused
-    ones.
+def trial(layer, device, dtype, size):
+    """None, or what is wrong when this device computes such a layer, its ELU and its gradients: they are compared with
+    those of PyTorch's operators in float32, on random numbers.
 
     Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training
     relies on it.
     """
-    generator = torch.Generator().manual_seed(0)
-    support, Q, filters = (7, 11), 32, 16
-    reads, table = tap_reads(grid, support).to(device), tap_table(grid, support).to(device)
+    error = trial_error(layer, device, dtype, size)
+    if isinstance(error, str):
+        return error
+    return None if error < TRIAL_ERROR else f"its kernels are wrong here (relative error {error:.2g})"
 
-    def normal(*shape):
-        return torch.randn(shape, generator=generator).to(device)
 
-    h, b, bias = normal(Q, 3, 3) / 3, normal(Q), normal(len(reads) * filters)
-    side = -(-size // stride)
-    x, direction = normal(2, *grid, size, size), normal(2, len(reads) * filters, side, side)
-    matrix = mixing_matrix(normal(filters, Q, *support) / (Q * 77) ** 0.5, table, reads)
-    leaves = [t.requires_grad_() for t in (x, h, b, matrix, bias)]
+def trial_error(layer, device, dtype, size):
+    """The largest relative error of that comparison, in the Euclidean norm, NaN wherever a number is; or what failed.
+    """
+    random = torch.Generator().manual_seed(0)
+    layer = deepcopy(layer).to(device).float().train()
+    for p in layer.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=random) * p[0].numel() ** -0.5)
+    x = torch.randn(2, *layer.grid, *size, generator=random).to(device)
+    direction = torch.randn(2, *layer.out_grid[1:], layer.filters, *map(layer.space.outputs, size),
+                            generator=random).to(device)
+
+    def found(path, dtype):
+        copy, leaf = deepcopy(layer), x.clone().requires_grad_()
+        copy.path, mean = path, layer.reduction == "mean"
+        with torch.autocast(device.type, enabled=False):
+            y = copy(leaf.to(dtype))
+            out = elu_over(y, mean) if path == "fused" else F.elu(y).mean(1) if mean else F.elu(y).sum(1)
+        gradients = torch.autograd.grad(out, [leaf, *copy.parameters()], direction.to(out.dtype))
+        return [t.detach().float() for t in (out, *gradients, copy.running_mean, copy.running_var)]
+
     try:
-        found = mixed_elu(x.to(dtype), h, b, matrix, bias, reads, Geometry(stride))
-        found = [found, *torch.autograd.grad(found, leaves, direction.to(found.dtype))]
-    except Exception as error:  # whatever the compiler or the driver says: training goes on unfused
+        pairs = zip(found("fused", dtype), found("convolution", torch.float32))
+    except Exception as error:  # whatever the compiler or the driver says: training goes on without
         said = str(error).strip().partition("\n")[0]
         return f"its kernels fail here ({type(error).__name__}: {said or 'no message'})"
-    z = F.elu(F.conv2d(x.flatten(0, 2)[:, None], h[:, None], b, stride=stride, padding=1))
-    expected = F.conv2d(z.view(len(x), -1, side, side), matrix[:, :, None, None], bias)
-    expected = [expected, *torch.autograd.grad(expected, leaves, direction)]
-    live = matrix.detach() != 0
-    found[4], expected[4] = found[4] * live, expected[4] * live
-    pairs = [(a.detach().float(), e.detach()) for a, e in zip(found, expected)]
-    worst = max(float((a - e).norm() / e.norm()) for a, e in pairs)
-    return None if worst < TRIAL_ERROR else f"its kernels are wrong here (relative error {worst:.2g})"
-
-
-def _reason(dtype, Q, k):
-    if dtype != torch.bfloat16:
-        return f"bfloat16 is needed, this is {str(dtype).removeprefix('torch.')}"
-    return f"Q = {Q} and {k} x {k} filters are more than 128 and 3 x 3" if Q > 128 or k > 3 else None
+    return torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()

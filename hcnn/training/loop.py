@@ -128,7 +128,7 @@ class _Training:
         """Continue from the checkpoint, or begin; the other files of the folder are written again from it."""
         self.log(report.announcement(self.architecture, self.data, self.here))
         if self.device.type == "cuda":
-            self.log(report.gpu_line(self.architecture, self.device, self.dtype, self.step.eager))
+            self.log(report.gpu_line(self.network, self.device, self.dtype, self.step.eager))
         checkpoint = run_folder.read_checkpoint(self.folder, self.parameters)
         if checkpoint is not None:
             tensors, self.state = checkpoint

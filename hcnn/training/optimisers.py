@@ -20,7 +20,7 @@ class Optimiser:
         if recipe.optimiser == "sgd":
             lr = torch.tensor(recipe.lr, device=device) if on_device else recipe.lr
             self.parts = [torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
-                                          fused=True if on_device else None)]
+                                          fused=True if on_device or device.type == "cuda" else None)]
         elif recipe.optimiser == "adamw":
             self.parts = [torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)]
         else:  # torch's Muon wants matrices: views of the filters, a row each

@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from hcnn.network import HCNN
 from hcnn.operators import fused
 from hcnn.training.recipe import preset_of
 
@@ -22,13 +23,13 @@ def announcement(architecture, data, here):
             f"{here['device']}, {here['threads']} threads, {here['dtype']}{processes}")
 
 
-def gpu_line(architecture, device, dtype, eager):
-    """Whether a step is one graph and HCNN(+) fused; eager: why steps are launched kernel by kernel, or None."""
+def gpu_line(network, device, dtype, eager):
+    """Whether a step is one graph and made by kernels of Triton; eager: why it is launched kernel by kernel, or None."""
     step = "a CUDA graph a step" if eager is None else f"steps kernel by kernel: {eager}"
-    if architecture.variant != "hcnn-plus":
+    if not isinstance(network, HCNN):
         return step
-    unfused = fused.why_not(device, dtype, architecture.Q, architecture.spatial_support)
-    return step + ("; HCNN(+) fused" if unfused is None else f"; HCNN(+) unfused: {unfused}")
+    unfused = fused.why_not_network(network, device, dtype)
+    return step + ("; kernels of Triton" if unfused is None else f"; no kernels of Triton: {unfused}")
 
 
 def epoch_line(rows, epochs):

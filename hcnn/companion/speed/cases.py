@@ -20,7 +20,7 @@ from hcnn.network import HCNN, AttributeConv
 from hcnn.reference import literal_attribute_conv
 
 PATHS = {  # operators.choice.PATHS: their names here, for HCNN and HCNN(+)
-    "hcnn": {"convolution": "folded", "windowed": "windowed"},
+    "hcnn": {"convolution": "folded", "windowed": "windowed", "fused": "fused"},
     "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
@@ -97,7 +97,7 @@ def available(case):
     if case.variant == "hcnn-plus":
         paths |= {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
     else:
-        paths |= {"folded": precisions, "windowed": [] if gpu else ["fp32"]}
+        paths |= {"folded": precisions, "windowed": [] if gpu else ["fp32"], "fused": precisions if gpu else []}
     if gpu and case.what == "network":
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
     found = [(path, p) for path, those in paths.items() for p in those]
