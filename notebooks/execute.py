@@ -6,5 +6,6 @@ import sys
 from hcnn.companion.notebooks.execute import main
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: an end after which the kernel is not left alone
+    # as Ctrl-C: an end after which the kernel is not left alone
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

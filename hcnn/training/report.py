@@ -24,7 +24,9 @@ def announcement(architecture, data, here):
 
 
 def gpu_line(network, device, dtype, eager):
-    """Whether a step is one graph and made by kernels of Triton; eager: why it is launched kernel by kernel, or None."""
+    """Whether a step is one graph and made by kernels of Triton; eager: why it is launched kernel by kernel, or
+    None.
+    """
     step = "a CUDA graph a step" if eager is None else f"steps kernel by kernel: {eager}"
     if not isinstance(network, HCNN):
         return step

@@ -1,4 +1,6 @@
-"""The ledger of claims and the list of errata: well-formed, their references exist, and their counts are those of the code."""
+"""The ledger of claims and the list of errata: well-formed, their references exist, and their counts are those of the
+code.
+"""
 
 import ast
 import csv
@@ -78,7 +80,8 @@ def test_every_reference_leads_somewhere(reference):
     if "::" in reference:
         file, name = reference.split("::")
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} and name.startswith("test_")
+        assert name in {node.name for node in tree.body
+                        if isinstance(node, ast.FunctionDef)} and name.startswith("test_")
         return
     notebook, _, heading = reference.partition(": ")
     if notebook in PLANNED and not (ROOT / "notebooks" / f"{notebook}.ipynb").exists():
@@ -127,8 +130,10 @@ def test_every_large_number_in_ledger_and_errata_is_computed_by_the_code():
 
 
 def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_tables():
-    tables = [pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv") for name in ("same_class", "progression", "known_changes")]
-    longest, periodic = ("cifar10-hcnn-zeros-s0-cf92c4ca", "cifar100-hcnn-zeros-s0-7fbbb3ec"), "cifar10-hcnn-periodic-s0-7c41d887"
+    tables = [pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv")
+              for name in ("same_class", "progression", "known_changes")]
+    longest, periodic = ("cifar10-hcnn-zeros-s0-cf92c4ca",
+                         "cifar100-hcnn-zeros-s0-7fbbb3ec"), "cifar10-hcnn-periodic-s0-7c41d887"
     same, _, known = (table[table.run == longest[0]] for table in tables)
     progression = tables[1][tables[1].run.isin(longest)]
     every = tables[0][tables[0].run.str.startswith("cifar10-")]
@@ -136,21 +141,25 @@ def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_ta
     ends = every[every.depth.isin([3, 11])].groupby(["run", "kind", "depth"]).probability.mean()
     deep = every[(every.run == periodic) & (every.depth == 10)].groupby("kind").probability.mean()
     shares = {f"{value:.3f}" for value in [*means.to_numpy().ravel(), *ends, *deep]}
-    explained = [*progression[progression.about == "known changes"].value, known.explained.max(), known.explained.mean(),
+    explained = [*progression[progression.about == "known changes"].value, known.explained.max(),
+                 known.explained.mean(),
                  tables[2][tables[2].run.str.startswith("cifar10-")].explained.max(),
                  *tables[2][tables[2].run == periodic].explained.nlargest(4)]
-    percent = {f"{100 * value:.{digits}f}%" for value in explained for digits in (1, 2)} | {f"{value:.2f}%" for value in tables[0].accuracy}
+    percent = {f"{100 * value:.{digits}f}%" for value in explained for digits in (1, 2)}
+    percent |= {f"{value:.2f}%" for value in tables[0].accuracy}
     rows = [row for row in CLAIM_ROWS.values() if row["checked_in"].startswith("06_interpretation") and row["evidence"]]
     assert len(rows) >= 8 and f"{same.accuracy.iloc[0]}%" in CLAIM_ROWS["figure-3"]["evidence"]
     for row in rows:
         found = set(re.findall(r"\d[\d.]*\d%|\d%", row["evidence"])), set(re.findall(r"\b0\.\d{3}\b", row["evidence"]))
         assert found[0] <= percent | {"95%"} and found[1] <= shares, (row["id"], found)
-        assert not found[1] or "undertrained networks only" in row["evidence"] and row["verdict"] == "not run", row["id"]
+        undertrained = "undertrained networks only" in row["evidence"] and row["verdict"] == "not run"
+        assert not found[1] or undertrained, row["id"]
 
 
 @pytest.mark.parametrize("ratio, other, count", [("5.2", 1.3e6, "cifar100"), ("13.3", 1.3e6, "cifar10")])
 def test_ratios_to_all_cnn_in_the_ledger_are_right(ratio, other, count):
-    assert f"{other / Architecture.preset(count).count()['filters']:.1f}" == ratio and ratio in CLAIM_ROWS["order-of-magnitude"]["evidence"]
+    assert f"{other / Architecture.preset(count).count()['filters']:.1f}" == ratio
+    assert ratio in CLAIM_ROWS["order-of-magnitude"]["evidence"]
 
 
 def test_claim_of_fewer_parameters_during_training_fails_on_cifar10_only():
@@ -191,4 +200,5 @@ def test_no_number_of_the_papers_networks_is_dead_or_redundant(dataset, variant)
 
 def test_general_class_has_K_3_to_the_j_plus_1_numbers_at_depth_j():
     net = MultiscaleHCNN(K=4, J=6)
-    assert [operator.w.numel() for operator in net.operators] == [108, *(4 * 3 ** (j + 1) for j in (2, 3, 4)), 10 * 3**6]
+    assert [operator.w.numel() for operator in net.operators] == [108, *(4 * 3 ** (j + 1) for j in (2, 3, 4)),
+                                                                  10 * 3**6]

@@ -7,7 +7,8 @@ import pytest
 
 HCNN = Path(__file__).resolve().parents[2] / "hcnn"
 FLOORS = [  # a module imports what stands before it, what stands on its floor, or its own sub-package
-    {"paths", "settings", "device"}, {"geometry"}, {"counts", "architecture", "reference"}, {"operators"}, {"network"},
+    {"paths", "settings", "device"}, {"geometry"}, {"counts", "architecture", "reference"}, {"operators"},
+    {"normalisation"}, {"network"},
     {"data"}, {"training"}, {"companion"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -178,7 +178,9 @@ def gradient_nodes(out):
 
 @pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
 def test_no_gradient_is_copied_for_a_nonlinearity_in_place(variant):
-    """ELU in place on a view would make copies of the largest arrays: 54 launches and 2.2 GB a step of the paper's network."""
+    """ELU in place on a view would make copies of the largest arrays: 54 launches and 2.2 GB a step of the paper's
+    network.
+    """
     network = HCNN(Architecture(K=4, Q=2, J=5, variant=variant, subsampled=(), image_size=(4, 4)))
     names = gradient_nodes(network(torch.randn(2, 3, 4, 4)))
     assert any("Elu" in name for name in names)
