@@ -13,6 +13,7 @@ from hcnn.architecture import RULES, Architecture
 from hcnn.geometry import Geometry
 from hcnn.normalisation import AttributeNorm, update_running
 from hcnn.operators import choice, folding, moments
+from hcnn.operators.activation import elu_
 from hcnn.operators.convolution import spatial_conv
 from hcnn.operators.fused import elu_over
 
@@ -92,9 +93,7 @@ class AttributeConv(nn.Module):
         return self.path or choice.choose(self, x)
 
     def _operator(self, x):
-        """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept while no gradients are asked for
-        in evaluation.
-        """
+        """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept in evaluation without gradients."""
         with torch.autocast(x.device.type, enabled=False):
             if self.training or torch.is_grad_enabled():
                 self._cache = None
@@ -114,9 +113,7 @@ class AttributeConv(nn.Module):
         return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
 
     def statistics_of(self, x):
-        """Mean and variance of x * h_q: of this batch in training (which moves the running ones), else the running
-        ones.
-        """
+        """Mean and variance of x * h_q: the running ones, in training those of this batch, which move the running."""
         if not self.training:
             return self.running_mean, self.running_var
         geometry = self.space if self.statistics == "strided" else replace(self.space, stride=1)
@@ -136,9 +133,7 @@ def _filters(initialisation, variance, shape, generator):
 
 
 class ColourConv(nn.Module):
-    """W_1, equation (3): sum over colours of 2-D convolutions. (batch, colours, height, width) -> (batch, filters,
-    ...).
-    """
+    """W_1, equation (3), a sum of 2-D convolutions: (batch, colours, height, width) -> (batch, filters, ...)."""
 
     def __init__(self, in_channels, filters, spatial_support=3, stride=1, padding_mode="zeros", padding="symmetric",
                  initialisation="he", generator=None):
@@ -189,16 +184,14 @@ class HCNN(nn.Module):
                 self.head.bias.zero_()
 
     def filter_parameters(self) -> list[nn.Parameter]:
-        """The parameters that weight decay applies to: filters and the weight of the linear head, no scale, shift or
-        bias.
-        """
+        """What weight decay applies to: filters and the weight of the linear head, no scale, shift or bias."""
         filters = [p for operator in self.operators for p in operator.filter_parameters()]
         return filters + ([self.head.weight] if self.architecture.head == "linear" else [])
 
-    def layer(self, x: torch.Tensor, j: int, summed: bool = False) -> torch.Tensor:
+    def layer(self, x: torch.Tensor, j: int, marginal: bool = False) -> torch.Tensor:
         """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores.
 
-        summed: where the next layer begins with the sum over v_{j-3} x_j may be that, which a GPU makes in one pass.
+        marginal: where W_{j+1} begins with the sum over v_{j-2}, return that sum, made in one pass with the nonlinearity.
         """
         a = self.architecture
         if j == a.J:
@@ -206,18 +199,20 @@ class HCNN(nn.Module):
             x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             with torch.autocast(x.device.type, enabled=False):
                 return self.head(x.mean(dims) if a.reduction == "mean" else x.sum(dims))
-        operator, sums = self.operators[j - 1], summed and 3 <= j < a.J - 1
+        operator, sums = self.operators[j - 1], marginal and 3 <= j < a.J - 1
         y = self.norms[j - 1](operator(x))
-        if sums and operator.path_for(x) == "fused":
-            return elu_over(y, a.reduction == "mean")
-        return F.elu(y) if j < a.J - 1 or a.last_elu or a.head == "linear" else y
+        if not (j < a.J - 1 or a.last_elu or a.head == "linear"):
+            return y
+        if not y.is_cuda:
+            return elu_(y, sums, a.reduction)
+        return elu_over(y, a.reduction == "mean") if sums and operator.path_for(x) == "fused" else F.elu(y)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check(x)
         if x.is_cuda and self.architecture.variant == "hcnn":
             x = x.contiguous(memory_format=torch.channels_last)  # which cuDNN would make of every array in bfloat16
         for j in range(1, self.architecture.J + 1):
-            x = self.layer(x, j, summed=True)
+            x = self.layer(x, j, marginal=True)
         return x
 
     def activations(self, x: torch.Tensor, depths: Iterable[int]) -> dict[int, torch.Tensor]:

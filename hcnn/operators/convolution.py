@@ -17,6 +17,8 @@ def pad_space(x, support, geometry):
 def spatial_conv(x, kernel, bias=None, geometry=Geometry()):  # noqa: B008  frozen
     """2-D cross-correlation of x (n, channels, height, width) with the network's boundary."""
     support = kernel.shape[-1]
+    if x.device.type == "cpu":  # where oneDNN would copy the maps into such an order, and the result back
+        x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
     if geometry.padding_mode == "zeros" and geometry.padding == "symmetric":
         return F.conv2d(x, kernel, bias, stride=geometry.stride, padding=support // 2)
     return F.conv2d(pad_space(x, support, geometry), kernel, bias, stride=geometry.stride)
