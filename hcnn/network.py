@@ -191,7 +191,7 @@ class HCNN(nn.Module):
     def layer(self, x: torch.Tensor, j: int, marginal: bool = False) -> torch.Tensor:
         """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores.
 
-        marginal: where W_{j+1} begins with the sum over v_{j-2}, return that sum, made in one pass with the nonlinearity.
+        marginal: where W_{j+1} begins with the sum over v_{j-2}, that sum, made in one pass with the nonlinearity.
         """
         a = self.architecture
         if j == a.J:
