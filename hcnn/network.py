@@ -117,7 +117,7 @@ class AttributeConv(nn.Module):
         if not self.training:
             return self.running_mean, self.running_var
         geometry = self.space if self.statistics == "strided" else replace(self.space, stride=1)
-        mu, C, n = moments.patch_moments(x.flatten(1, -3), self.spatial_support, geometry)
+        mu, C, n = moments.patch_moments(x.reshape(-1, *x.shape[-2:]), self.spatial_support, geometry)
         mean, var = moments.filter_statistics(self.h, mu.to(self.h.dtype), C.to(self.h.dtype))
         update_running(self, mean, var, n)
         return mean, var

@@ -3,14 +3,10 @@
 mu and C are the first and second moments of the patches of x: 9 and 45 numbers.
 """
 
-from functools import cache
-from itertools import product
 from math import prod
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from hcnn.device import world
 from hcnn.geometry import Geometry
@@ -69,116 +65,6 @@ class _PatchSums(torch.autograd.Function):
         return grad, None, None
 
 
-
-LAGS = [(d1, d2) for d1 in range(3) for d2 in range(-2, 3) if (d1, d2) >= (0, 0)]  # of pairs in a 3 x 3 patch
-CHUNK = 2**19  # numbers of some images, which stay in the cache while the products at all lags are summed
-
-
-@cache
-def _assembly():
-    """(81, 29): sums of p p' over all patches from those at 13 lags, at lags 0, 1, 2 along the 4 edges, and of the
-    squares of the 4 corners. No patch is centred outside of the image, though one there would reach its edge.
-    """
-    matrix = torch.zeros(3, 3, 3, 3, 29, dtype=torch.float64)
-    for a1, a2, b1, b2 in product(range(3), repeat=4):
-        row, (d1, d2) = matrix[a1, a2, b1, b2], max((b1 - a1, b2 - a2), (a1 - b1, a2 - b2))
-        row[LAGS.index((d1, d2))] = 1
-        if a1 == b1 != 1:
-            row[13 + 4 * abs(d2) + (a1 == 0)] = -1
-        if a2 == b2 != 1:
-            row[15 + 4 * d1 + (a2 == 0)] = -1
-        if a1 == b1 != 1 and a2 == b2 != 1:
-            row[25 + 2 * (a2 == 0) + (a1 == 0)] = 1
-    return matrix.view(81, 29)
-
-
-@cache
-def _inside(height, width):
-    """(81, height * width): whether a position is place a of a patch of the image whose place b is inside as well."""
-    one = F.unfold(torch.ones(1, 1, height, width, dtype=torch.float64), 3, padding=1).view(9, height, width)
-    both = F.pad(one[:, None] * one, (1, 1, 1, 1)).view(3, 3, 9, height + 2, width + 2)  # by the patch's centre
-    return torch.cat([both[a1, a2, :, 2 - a1 : 2 - a1 + height, 2 - a2 : 2 - a2 + width]
-                      for a1, a2 in product(range(3), repeat=2)]).flatten(1)
-
-
-class _Moments(torch.autograd.Function):
-    """mu and C of the 3 x 3 patches of x (n, channels, height, width) with zeros around it, without any patch.
-
-    With zeros between them, rows and images meet only zeros in products at a lag: 13 dot products of one long vector
-    give E[p p'] but for the edges. The maps are centred by c; what the border, -c then, adds is known. The backward
-    pass is a convolution with the 5 x 5 weights of the lags.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        dtype, (n, channels, H, W) = torch.promote_types(x.dtype, torch.float32), x.shape
-        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        x = x.permute(0, 2, 3, 1).contiguous()
-        level = x.sum((0, 3), dtype=dtype).double()
-        total, N = all_sum(torch.stack([level.sum(), level.new_tensor(x.numel())])).tolist()
-        c, inside, edges = total / N, _inside(H, W), x.new_zeros(4, max(H, W), n, channels, dtype=dtype)
-        for edge, line in zip(edges, (x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1])):
-            torch.sub(line.transpose(0, 1), c, out=edge[: line.shape[1]])
-        edges = edges.flatten(2)
-        products = torch.bmm(edges, edges.transpose(1, 2))
-        beside = [products.diagonal(d, 1, 2).sum(1) for d in range(3)]
-        sums = torch.cat([*beside, products[:2, 0, 0], products[:2, W - 1, W - 1]]).double()
-        sums = torch.cat([_lag_sums(x, c, dtype), sums, inside @ (level.flatten() - c * n * channels)])
-        sums = all_sum(sums) / N
-        cross, both = sums[29:].view(9, 9), inside.sum(1).view(9, 9) / (H * W)
-        mean, part = cross.diagonal(), both.diagonal()
-        border = cross - torch.outer(mean, part)
-        C = (_assembly() @ sums[:29]).view(9, 9) - torch.outer(mean, mean)
-        C += c * (border + border.T) + c**2 * (both - torch.outer(part, part))
-        mu = mean + c * part
-        ctx.save_for_backward(x, edges, mu)
-        ctx.c, ctx.N = c, N
-        n = mu.new_tensor(N, dtype=dtype)
-        ctx.mark_non_differentiable(n)
-        return mu.to(dtype), C.to(dtype), n
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_mu, grad_C, _):
-        x, edges, mu = ctx.saved_tensors
-        (n, H, W, channels), dtype = x.shape, edges.dtype
-        grad_mu, grad_C = all_sum(torch.cat([grad_mu, grad_C.flatten()]).double() / ctx.N).split([9, 81])
-        pairs = grad_C.view(9, 9) + grad_C.view(9, 9).T
-        level = _inside(H, W).T @ (ctx.c * pairs + torch.diag(grad_mu - pairs @ mu)).flatten()
-        lags, beside, corners = (_assembly().T @ grad_C).to(dtype).split([13, 12, 4])
-        y = x.to(dtype).sub(ctx.c).permute(0, 3, 1, 2)
-        kernel = F.pad(lags, (12, 0))
-        kernel = (kernel + kernel.flip(0)).view(1, 1, 5, 5).expand(channels, 1, 5, 5)
-        grad = F.conv2d(y, kernel.contiguous(memory_format=torch.channels_last), padding=2, groups=channels)
-        grad += level.view(H, W).to(dtype)
-        products = edges.new_zeros(4, edges.shape[1], edges.shape[1])
-        for d in range(3):
-            products.diagonal(d, 1, 2).add_(beside[4 * d : 4 * d + 4, None])
-        products[:2, 0, 0] += corners[:2]
-        products[:2, W - 1, W - 1] += corners[2:]
-        grad_edges = torch.bmm(products + products.transpose(1, 2), edges).view(4, -1, n, channels)
-        grad, lines = grad.permute(0, 2, 3, 1), grad_edges.transpose(1, 2)
-        for line, edge in zip((grad[:, 0], grad[:, -1], grad[:, :, 0], grad[:, :, -1]), lines):
-            line += edge[:, : line.shape[1]]
-        grad = grad.permute(0, 3, 1, 2)
-        return grad if ctx.channels_last else grad.contiguous()
-
-
-def _lag_sums(x, c, dtype):
-    """Sums of (x(u) - c)(x(u + d) - c) over all u and channels for the 13 lags d; x (n, height, width, channels)."""
-    n, H, W, channels = x.shape
-    step = min(n, -(-CHUNK // (channels * (H + 2) * (W + 2))))
-    size, found = step * (H + 2) * (W + 2) * channels, 0
-    flat = torch.zeros(size + (2 * (W + 2) + 2) * channels, dtype=dtype)
-    maps = flat[:size].view(step, H + 2, W + 2, channels)
-    for part in x.split(step):
-        torch.sub(part, c, out=maps[: len(part), :H, :W])
-        maps[len(part) :] = 0
-        shifts = [(d1 * (W + 2) + d2) * channels for d1, d2 in LAGS]
-        found = found + torch.stack([torch.dot(flat[:size], flat[d : d + size]) for d in shifts]).double()
-    return found
-
-
 def patch_moments(x, support=3, geometry=Geometry()):  # noqa: B008  frozen
     """First and second moments of the k x k patches of every attribute map.
 
@@ -187,19 +73,16 @@ def patch_moments(x, support=3, geometry=Geometry()):  # noqa: B008  frozen
     are centred first: E[p p'] - mu mu' alone would cancel in float32. Processes of torch.distributed share the
     moments.
 
-    x: (batch, attributes, height, width), unpadded. Returns mu (k*k,), C (k*k, k*k) and the number of patches (a 0-d
-    tensor).
+    x: (n, height, width), unpadded. Returns mu (k*k,), C (k*k, k*k) and the number of patches (a 0-d tensor).
     """
     with torch.autocast(x.device.type, enabled=False):
-        if x.device.type == "cpu" and support == 3 and geometry == Geometry():
-            return _Moments.apply(x)
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        padded = pad_space(x.flatten(0, 1)[:, None], support, geometry)[:, 0]
+        padded = pad_space(x[:, None], support, geometry)[:, 0]
         with torch.no_grad():
             total = all_sum(torch.stack([padded.sum(), padded.new_full((), padded.numel())]))
             centre = total[0] / total[1].clamp(min=1)
         p, pp = _PatchSums.apply(padded - centre, support, geometry.stride)
-        patches = x.shape[:2].numel() * prod(map(geometry.outputs, x.shape[2:]))
+        patches = len(x) * prod(map(geometry.outputs, x.shape[1:]))
         sums = all_sum(torch.cat([p, pp.flatten(), p.new_full((1,), patches)]))
         n = sums[-1].detach()
         mu, E = sums[: len(p)] / n, sums[len(p) : -1].view_as(pp) / n
