@@ -13,7 +13,6 @@ from hcnn.architecture import RULES, Architecture
 from hcnn.geometry import Geometry
 from hcnn.normalisation import AttributeNorm, update_running
 from hcnn.operators import choice, folding, moments
-from hcnn.operators.activation import elu_
 from hcnn.operators.convolution import spatial_conv
 from hcnn.operators.fused import elu_over
 
@@ -191,7 +190,7 @@ class HCNN(nn.Module):
     def layer(self, x: torch.Tensor, j: int, marginal: bool = False) -> torch.Tensor:
         """x_{j-1} -> x_j, of shape (batch, *architecture.shape(j)); j = J gives the class scores.
 
-        marginal: where W_{j+1} begins with the sum over v_{j-2}, that sum, made in one pass with the nonlinearity.
+        marginal: where W_{j+1} begins with the sum over v_{j-2}, x_j may be that sum, which a GPU makes in one pass.
         """
         a = self.architecture
         if j == a.J:
@@ -201,11 +200,9 @@ class HCNN(nn.Module):
                 return self.head(x.mean(dims) if a.reduction == "mean" else x.sum(dims))
         operator, sums = self.operators[j - 1], marginal and 3 <= j < a.J - 1
         y = self.norms[j - 1](operator(x))
-        if not (j < a.J - 1 or a.last_elu or a.head == "linear"):
-            return y
-        if not y.is_cuda:
-            return elu_(y, sums, a.reduction)
-        return elu_over(y, a.reduction == "mean") if sums and operator.path_for(x) == "fused" else F.elu(y)
+        if sums and operator.path_for(x) == "fused":
+            return elu_over(y, a.reduction == "mean")
+        return F.elu(y) if j < a.J - 1 or a.last_elu or a.head == "linear" else y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check(x)

@@ -7,9 +7,10 @@ outputs * filters, height', width').
 
 from math import prod
 
+import torch
 import torch.nn.functional as F
 
-from hcnn.operators.convolution import blocks, spatial_conv, windowed_conv
+from hcnn.operators.convolution import spatial_conv, windowed_conv, windows
 from hcnn.operators.fused import fused, input_dtype, why_not
 from hcnn.operators.tiled import tiled_product
 
@@ -25,9 +26,12 @@ def convolution(layer, x, matrix, bias, h=None, b=None):
 
 
 def windowed(layer, x, kernel, bias):
-    """HCNN in parts without the structural zeros along the attributes."""
-    bias = kernel.new_zeros(len(kernel)) if bias is None else bias
-    return windowed_conv(x.flatten(1, -3), kernel, bias, layer.grid, layer.support, layer.along, layer.space)
+    """HCNN in parts without the structural zeros along the last attribute."""
+    outer, k = (prod(layer.out_grid[:-1]), layer.out_grid[-1], layer.filters), layer.spatial_support
+    inner = prod(layer.grid[:-1]), layer.grid[-1]
+    bias = kernel.new_zeros(outer) if bias is None else bias.view(outer)
+    x, kernel = x.reshape(len(x), *inner, *x.shape[-2:]), kernel.view(*outer, *inner, k, k)
+    return windowed_conv(x, kernel, bias, _windows(layer), layer.space).flatten(1, 3)
 
 
 def tiled(layer, x, matrix, bias, h, b):
@@ -47,6 +51,10 @@ def choose(layer, x):
         return "fused" if fusible else "convolution"
     if layer.elu and layer.Q is not None:
         return "tiled"
-    read = sum(prod(s.stop - s.start for s in (*o, *i)) for o, i in blocks(layer.grid, layer.support, layer.along))
-    spare = read < SPARE * prod(layer.out_grid) * prod(layer.grid)
+    read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in _windows(layer))
+    spare = read < SPARE * layer.out_grid[-1] * layer.grid[-1] and not torch.is_autocast_enabled("cpu")
     return "windowed" if spare else "convolution"
+
+
+def _windows(layer):
+    return windows(layer.grid[-1], layer.support[-1], layer.along, 2)

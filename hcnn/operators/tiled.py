@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from hcnn.operators.convolution import pad_space, windows
 
-TILE_BYTES = 2**21  # of z, which is written once and read by several products: what a core's cache holds
+TILE_BYTES = 2**22  # of z: what the caches of two cores hold
 OUTPUTS, INPUTS = 2, 4  # values of the last attribute that one matrix product writes, and whose gradient one makes
 
 
@@ -49,19 +49,6 @@ def _patches(x, tile, k, stride, width):
     return p
 
 
-def _tiles_of(x, M, size):
-    """The tiles, and memory for z of the largest: taken once, where each tile would have to ask the system for it."""
-    tiles = _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * x.element_size()))
-    positions = max((end - first) * (r1 - r0) for first, end, r0, r1 in tiles) * size[1]
-    return tiles, x.new_empty(M.shape[1] * positions)
-
-
-def _filtered(h, p, memory):
-    """z = ELU(h p) of one tile in `memory`: (v * Q, positions)."""
-    z = memory[: len(p) * len(h) * p.shape[2]].view(len(p), len(h), -1)
-    return F.elu_(torch.bmm(h.expand(len(p), -1, -1), p, out=z)).flatten(0, 1)  # matmul would transpose all of p
-
-
 def _add_product(total, a, b):
     """total += a b, added up in the precision of `total`."""
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
@@ -83,10 +70,9 @@ class _TiledProduct(torch.autograd.Function):
         (B_out, A_out, filters), columns = M.shape[:3], M.shape[4] * M.shape[5]
         M, rows = M.flatten(3).flatten(0, 2), A_out * filters
         out = x.new_empty(len(x), A_out, B_out, filters, *size)
-        tiles, memory = _tiles_of(x, M, size)
-        for tile in tiles:
+        for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * dtype.itemsize)):
             first, end, r0, r1 = tile
-            z = _filtered(h, _patches(x, tile, k, stride, size[1]), memory)
+            z = F.elu_(torch.matmul(h, _patches(x, tile, k, stride, size[1]))).flatten(0, 1)
             y = z.new_empty(len(M), z.shape[1])
             for o, o_end, i, i_end in by_output:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
@@ -103,25 +89,21 @@ class _TiledProduct(torch.autograd.Function):
         shape, (A, B) = M.shape, x.shape[1:3]
         M, rows, columns = M.flatten(3).flatten(0, 2), shape[1] * shape[2], shape[4] * shape[5]
         grad_x, grad_M, grad_h = (torch.zeros_like(t, dtype=ctx.sums) for t in (x, M, h))
-        tiles, memory = _tiles_of(x, M, size)
-        gradients = torch.empty_like(memory)
-        for tile in tiles:
+        for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * x.element_size())):
             first, end, r0, r1 = tile
             p = _patches(x, tile, k, stride, size[1])
-            z = _filtered(h, p, memory)
+            z = F.elu_(torch.matmul(h, p)).flatten(0, 1)
             dy = grad[first:end, ..., r0:r1, :].permute(2, 1, 3, 0, 4, 5).reshape(len(M), -1)
             for o, o_end, i, i_end in by_output:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
                 _add_product(grad_M[part, window], dy[part], z[window].T)
-            dz = gradients[: z.numel()].view_as(z)
+            dz = torch.empty_like(z)
             for i, i_end, o, o_end in by_input:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
                 torch.mm(M[part, window].T, dy[part], out=dz[window])
-            torch.ops.aten.elu_backward.grad_input(dz, 1, 1, 1, True, z, grad_input=dz)
-            dz = dz.view(A * B, len(h), -1)
+            dz = torch.ops.aten.elu_backward(dz, 1, 1, 1, True, z).view(A * B, len(h), -1)
             grad_h += torch.bmm(dz, p.transpose(1, 2)).sum(0, dtype=ctx.sums)
-            dp = torch.bmm(h[:, :-1].T.expand(A * B, -1, -1), dz)  # matmul would transpose all of dz
-            dp = dp.view(B, A, k, k, end - first, r1 - r0, -1).permute(2, 3, 4, 1, 0, 5, 6)
+            dp = torch.matmul(h[:, :-1].T, dz).view(B, A, k, k, end - first, r1 - r0, -1).permute(2, 3, 4, 1, 0, 5, 6)
             for row in range(k):
                 for column in range(k):
                     rows_read = slice(r0 * stride + row, (r1 - 1) * stride + row + 1, stride)
@@ -146,7 +128,7 @@ def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, along, space
     by_output, by_input = windows(*last, OUTPUTS), windows(*last, INPUTS, transposed=True)
     size = tuple(map(space.outputs, x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
-        x = pad_space(x.reshape(n, A * B, *x.shape[-2:]).contiguous(), k, space)
+        x = pad_space(x.reshape(n, A * B, *x.shape[-2:]), k, space)
         matrix = matrix.view(A_out, B_out, filters, A, B, len(h)).permute(1, 0, 2, 4, 3, 5).contiguous()
         bias = bias.view(A_out, B_out, filters).transpose(0, 1).contiguous()
         filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)

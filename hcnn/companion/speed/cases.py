@@ -97,7 +97,7 @@ def available(case):
     if case.variant == "hcnn-plus":
         paths |= {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
     else:
-        paths |= {"folded": precisions, "windowed": [] if gpu else precisions, "fused": precisions if gpu else []}
+        paths |= {"folded": precisions, "windowed": [] if gpu else ["fp32"], "fused": precisions if gpu else []}
     if gpu and case.what == "network":
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
     found = [(path, p) for path, those in paths.items() for p in those]
@@ -110,7 +110,7 @@ def available(case):
 def chosen(device, variant, precision):
     """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
     if variant == "hcnn":
-        return "windowed" if device == "cpu" else "folded"
+        return "windowed" if (device, precision) == ("cpu", "fp32") else "folded"
     return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
 
 
