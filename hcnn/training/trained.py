@@ -64,8 +64,9 @@ class TrainedNetwork(nn.Module):
 def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
     """A trained network from a run folder or a short name such as "cifar10-hcnn".
 
-    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the one that was trained on the
-    most images. root: the folder of the runs (default: results/runs). Raises FileNotFoundError naming what is there,
+    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the complete one that was
+    trained on the most images. root: the folder of the runs (default: results/runs). Raises FileNotFoundError naming
+    what is there,
     ValueError where a file does not have its checksum.
     """
     folder = Path(name)
@@ -96,6 +97,6 @@ def _find(name, root):
 
     def images_seen(folder):
         run = run_folder.read_run(folder)
-        return run["train_images"] * run["epochs_done"]
+        return run["epochs_done"] == run["epochs"], run["train_images"] * run["epochs_done"]
 
     return max(matches, key=images_seen)
