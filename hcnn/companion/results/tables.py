@@ -142,7 +142,7 @@ def points(runs):
     rows = []
     for dataset, systems in PAPER.items():
         for model, variant, parameters, accuracy in systems + BESIDE[dataset]:
-            rows.append(dict(data=TITLES[dataset], system=model.partition(" (")[0].partition(",")[0], source="paper",
+            rows.append(dict(data=TITLES[dataset], system=model.partition(",")[0], source="paper",
                              ours=variant in VARIANTS, parameters=float(parameters.rstrip("M")) * 1e6,
                              accuracy=accuracy))
     headline = [dict(dataset=dataset, variant=row[1]) for dataset in PAPER for row in PAPER[dataset]]
