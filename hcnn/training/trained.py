@@ -66,8 +66,7 @@ def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
 
     A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the complete one that was
     trained on the most images. root: the folder of the runs (default: results/runs). Raises FileNotFoundError naming
-    what is there,
-    ValueError where a file does not have its checksum.
+    what is there, ValueError where a file does not have its checksum.
     """
     folder = Path(name)
     if not (folder / run_folder.RUN).is_file():
