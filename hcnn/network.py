@@ -75,7 +75,8 @@ class AttributeConv(nn.Module):
         """The filters, which weight decay applies to: [w] or [h, g]."""
         return [self.w] if self.Q is None else [self.h, self.g]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, marginal: bool = False) -> torch.Tensor:
+        """W_j x; with `marginal`, which needs the path `fused`, what equation (6) then makes of ELU(W_j x)."""
         if x.dim() == len(self.grid) + 4:
             x = x.mean(1) if self.reduction == "mean" else x.sum(1)
         if x.dim() != len(self.grid) + 3 or tuple(x.shape[1:-2]) != self.grid:
@@ -84,6 +85,8 @@ class AttributeConv(nn.Module):
         if min(x.shape[-2:]) < (self.spatial_support // 2 if self.space.padding_mode == "periodic" else 1):
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than the reach of the filters")
         path = self.path_for(x)
+        if path == "fused" and marginal:
+            return choice.PATHS[path](self, x, marginal)
         out = choice.PATHS[path](self, x, *(() if path == "fused" else self._operator(x)))
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
 
@@ -198,9 +201,12 @@ class HCNN(nn.Module):
             x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             with torch.autocast(x.device.type, enabled=False):
                 return self.head(x.mean(dims) if a.reduction == "mean" else x.sum(dims))
-        operator, sums = self.operators[j - 1], marginal and 3 <= j < a.J - 1
+        operator = self.operators[j - 1]
+        one_pass = marginal and 3 <= j < a.J - 1 and operator.path_for(x) == "fused"
+        if one_pass and not a.output_norm:
+            return operator(x, marginal=True)
         y = self.norms[j - 1](operator(x))
-        if sums and operator.path_for(x) == "fused":
+        if one_pass:
             return elu_over(y, a.reduction == "mean")
         return F.elu(y) if j < a.J - 1 or a.last_elu or a.head == "linear" else y
 

@@ -42,8 +42,12 @@ def input_dtype(x):
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
-def fused(layer, x):
-    """W_j of a layer that has Q, with its own statistics in training: x (batch, *grid, height, width)."""
+def fused(layer, x, marginal=False):
+    """W_j of a layer that has Q, with its own statistics in training: x (batch, *grid, height, width).
+
+    marginal: ELU follows and the mean or sum over the first attribute that is left, equation (6), which take HCNN's
+    bias along: (batch, *out_grid[1:], filters, height', width').
+    """
     from hcnn.operators import fused_triton, moments_triton, spread_triton  # Triton is not everywhere
 
     space, k = layer.space, layer.spatial_support
@@ -60,17 +64,22 @@ def fused(layer, x):
             hb = torch.cat([h.flatten(1), b[:, None]], 1)
         if layer.elu:
             before = tuple(space.before(n, k) for n in x.shape[-2:])
-            return fused_triton.mixed_elu(x, hb, layer.g, bias, layer.table, layer.reads, space.stride, before,
-                                          periodic)
-        kernel, bias = spread_triton.folded_operator(hb, layer.g, bias, layer.table, layer.reads, x.dtype)
-        return spatial_conv(x, kernel, bias, space)
+            y, bias = fused_triton.mixed_elu(x, hb, layer.g, bias, layer.table, layer.reads, space.stride, before,
+                                             periodic), None
+        else:
+            kernel, bias = spread_triton.folded_operator(hb, layer.g, bias, layer.table, layer.reads, x.dtype)
+            y = spatial_conv(x, kernel, None if marginal else bias.to(x.dtype), space)
+        if not marginal:
+            return y
+        y = y.view(len(y), *layer.out_grid, layer.filters, *y.shape[-2:])
+        return elu_over(y, layer.reduction == "mean", bias)
 
 
-def elu_over(y, mean):
-    """The mean or sum over the first attribute of ELU(y), in one pass."""
+def elu_over(y, mean, bias=None):
+    """The mean or sum over the first attribute of ELU(y + bias), in one pass."""
     from hcnn.operators.elu_triton import elu_over as kernel
 
-    return kernel(y, mean)
+    return kernel(y, mean, bias)
 
 
 def _in_one_pass(layer):
@@ -143,8 +152,11 @@ def trial_error(layer, device, dtype, size):
         copy, leaf = deepcopy(layer), x.clone().requires_grad_()
         copy.path, mean = path, layer.reduction == "mean"
         with torch.autocast(device.type, enabled=False):
-            y = copy(leaf.to(dtype))
-            out = elu_over(y, mean) if path == "fused" else F.elu(y).mean(1) if mean else F.elu(y).sum(1)
+            if path == "fused":
+                out = copy(leaf.to(dtype), marginal=True)
+            else:
+                y = F.elu(copy(leaf.to(dtype)))
+                out = y.mean(1) if mean else y.sum(1)
         gradients = torch.autograd.grad(out, [leaf, *copy.parameters()], direction.to(out.dtype))
         return [t.detach().float() for t in (out, *gradients, copy.running_mean, copy.running_var)]
 

@@ -75,7 +75,7 @@ class _FoldedKernel(torch.autograd.Function):
     def forward(ctx, w, bias, table, reads, dtype, k):
         F, (_, P, I) = len(w), table.shape
         kernel = torch.empty(P * F, I, k, k, dtype=dtype, device=w.device, memory_format=torch.channels_last)
-        constant = w.new_empty(P * F, dtype=dtype)
+        constant = w.new_empty(P * F)
         w = w.contiguous()
         spread(w, table, reads, kernel, (I * k * k, 1, I), (P * F, I, k * k), bias, constant)
         ctx.save_for_backward(reads)
@@ -92,7 +92,8 @@ class _FoldedKernel(torch.autograd.Function):
 
 
 def folded_operator(hb, g, bias, table, reads, dtype):
-    """`folding.folded_operator` from (h, b) as (Q, k * k + 1): the kernel, channels last, and its bias, in `dtype`."""
+    """`folding.folded_operator` from (h, b) as (Q, k * k + 1): the kernel, channels last, in `dtype`, and its
+    bias."""
     F, Q = g.shape[:2]
     w = torch.bmm(hb.T.expand(F, -1, Q), g.flatten(2))
     return _FoldedKernel.apply(w, bias, table, reads, dtype, round((hb.shape[1] - 1) ** 0.5))

@@ -82,6 +82,18 @@ def test_elu_over_is_the_marginal_sum_of_elu(layout, mean):
                  [right, *torch.autograd.grad(right, maps, down)]) < 1e-14
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5, 4, 3), (3, 2, 1, 130, 5, 7), (1, 1, 3, 2, 1, 1)])
+def test_elu_over_adds_a_bias_and_gives_its_gradient(shape):
+    """Where a tile ends inside of a row, and where its programs go over several."""
+    bias = random(shape[1] * shape[2] * shape[3]).requires_grad_()
+    y = (3 * random(*shape)).requires_grad_()
+    found = elu_triton.elu_over(y, True, bias)
+    right = F.elu(y + bias.view(*shape[1:4], 1, 1)).mean(1)
+    down = random(*right.shape)
+    assert worst([found, *torch.autograd.grad(found, (y, bias), down)],
+                 [right, *torch.autograd.grad(right, (y, bias), down)]) < 1e-14
+
+
 @pytest.mark.parametrize("mode", ["zeros", "periodic"])
 @pytest.mark.parametrize("grid, support, Q, filters", [((4, 8), (7, 11), 5, 3), ((3, 5), (3, 3), 2, 4), ((8,), (5,), 3,
                                                                                                          2)])
@@ -105,19 +117,19 @@ from triton.compiler import ASTSource
 from hcnn.operators import elu_triton, fused_kernels as fused, moments_triton as moments, spread_triton
 
 tile = dict(ACC=tl.float32, K=3, T=16, RAGGED=False, PERIODIC=False, width=32, stride=1)
-column = dict(ACC=tl.float32, LANES=128, PERIODIC=False)
+column = dict(ACC=tl.float32, LANES=256, PERIODIC=False)
 for kernel, own, warps in (
         (fused.forward, tile | dict(tiles=8, VN=2, N=64, BP=128, BO=256), 8),
         (fused.backward_maps, tile | dict(tiles=8, VN=4, N=128, BP=128, BK=64), 8),
         (fused.backward_matrix, tile | dict(tiles=16, VN=4, N=128, BP=64, BO=256), 8),
         (fused.gradient_of_maps, dict(stride=1, K=3, ACC=tl.float32, PERIODIC=False, B=512), 4),
-        (moments._sums, column | dict(LAST=False, SAMPLES=256), 4),
-        (moments._sums, column | dict(LAST=True, SAMPLES=256), 4),
-        (moments._map_gradient, column | dict(LAST=True, ADD=True), 4),
-        (moments._normalise, dict(ACC=tl.float32, N=32, BLOCK=32), 8),
+        (moments._sums, column | dict(LAST=False, SAMPLES=256), 8),
+        (moments._sums, column | dict(LAST=True, SAMPLES=256), 8),
+        (moments._map_gradient, column | dict(LAST=True, ADD=True), 8),
+        (moments._normalise, dict(ACC=tl.float32, N=32, BLOCK=32), 16),
         (moments._filter_gradient, dict(ACC=tl.float32, N=32), 4),
-        (elu_triton._elu_mean, dict(A=4, ACC=tl.float32, BLOCK=1024), 4),
-        (elu_triton._elu_mean_gradient, dict(A=4, ACC=tl.float32, BLOCK=1024), 4),
+        (elu_triton._elu_mean, dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
+        (elu_triton._elu_mean_gradient, dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
         (spread_triton._spread, dict(IB=64, CB=32, TB=128, CONSTANT=True), 4),
         (spread_triton._collect, dict(TB=128, OB=32), 4)):
     lists, longs, reals = ("blocks", "chunks", "pairs"), ("table", "reads"), ("momentum", "eps", "factor")
