@@ -218,7 +218,8 @@ class _Normalised(torch.autograd.Function):
         programs = triton.cdiv(programs, triton.cdiv(programs, PROGRAMS))  # all with as many columns
         sums, out, moments = h.new_empty(programs * 256 + 1), h.new_empty(Q, 10), h.new_empty(273)
         shape, N = dict(ACC=acc, LAST=last, PERIODIC=periodic, LANES=LANES), max(16, triton.next_power_of_2(Q))
-        _sums[(programs,)](x, sums, x.numel(), max(1, x.numel() // SAMPLES), lanes, V, H, W, SAMPLES=SAMPLES, num_warps=8, **shape)
+        _sums[(programs,)](x, sums, x.numel(), max(1, x.numel() // SAMPLES), lanes, V, H, W, SAMPLES=SAMPLES,
+                           num_warps=8, **shape)
         _normalise[(1,)](sums, programs, x.numel(), h, scale, shift, running_mean, running_var, out, moments, Q,
                          momentum, eps, ACC=acc, N=N, BLOCK=32, num_warps=16)
         torch.autograd.graph.increment_version([running_mean, running_var])
