@@ -12,6 +12,7 @@ from hcnn.companion.experiments import BASE, CHOICES, HERE, QUICK, departures, e
 from hcnn.companion.results import tables
 from hcnn.companion.results.ledger import ledger, summary
 from hcnn.companion.results.runs import IMAGES, best_available, learning_curves, load_run, load_runs
+from hcnn.companion.results.write import readme_results
 from hcnn.training import run_folder
 from hcnn.training.recipe import Recipe
 
@@ -325,3 +326,15 @@ def test_every_run_key_of_the_ledger_is_known_and_others_are_refused(claims):
     claims.write_text(CLAIMS.replace("cifar10/hcnn/", "cifar10/hcn/"))
     with pytest.raises(ValueError, match="run_key must be one of cifar10/hcnn/.*, got 'cifar10/hcn/accuracy'"):
         ledger([], claims)
+
+
+def test_a_training_that_is_not_complete_is_said_beside_the_table_not_in_it(tmp_path):
+    for seed, done, accuracy in ((0, 203, 0.88), (1, 5, 0.5)):
+        fabricate(tmp_path, accuracy, epochs_done=done, seed=seed)
+    training = experiment()
+    assert tables.paper_table("cifar10", load_runs(tmp_path))["accuracy, here"][0] == tables.NOT_TRAINED
+    said = "88.00% after 203 of 240 epochs, 406 s, a processor"
+    assert tables.under_way(training, load_runs(tmp_path)) == said
+    assert said in readme_results(load_runs(tmp_path), tmp_path)
+    fabricate(tmp_path, seed=2)
+    assert tables.under_way(training, load_runs(tmp_path)) == ""

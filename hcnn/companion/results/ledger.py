@@ -15,6 +15,7 @@ from hcnn.companion.results.tables import (
     repetitions,
     spread,
     trained,
+    under_way,
 )
 
 TOLERANCE = {"cifar10": 0.5, "cifar100": 1.0}  # points from the paper's accuracy that still reproduce it
@@ -41,9 +42,12 @@ def _answer(key, runs):
     if name not in answers:
         raise ValueError(f"run_key must be one of {', '.join(answers)}, got {key!r}")
     dataset, variant, paper = answers[name]
-    ours = by_seed(experiment(dataset=dataset, variant=variant), runs)
+    training = experiment(dataset=dataset, variant=variant)
+    ours = by_seed(training, runs)
     if not ours:
-        return "not run", f"no complete run of the paper's recipe; table {TABLE[dataset]}"
+        stands = under_way(training, runs)
+        stands = f"unfinished: {stands}" if stands else "no complete run of the paper's recipe"
+        return "not run", f"{stands}; table {TABLE[dataset]}"
     mean = sum(ours.values()) / len(ours)
     holds = mean > float(least) if least else abs(mean - paper) <= TOLERANCE[dataset]
     evidence = f"{mean:.2f}% here, {paper:.2f}% in the paper, n = {len(ours)}; table {TABLE[dataset]}"

@@ -72,6 +72,15 @@ def trained(training, runs):
             and (run.split != "test" or run.test_images == IMAGES[run.dataset][1])]
 
 
+def under_way(training, runs):
+    """In words, how far a training has come that is not complete; empty where none is begun or one is complete."""
+    begun = [run for run in usable(runs) if run.experiment.key == training.key and run.epochs_done]
+    if not begun or trained(training, runs):
+        return ""
+    run = max(begun, key=lambda run: run.epochs_done)
+    return f"{run.accuracy:.2f}% after {run.epochs_done} of {run.epochs} epochs, {run.seconds:.0f} s, {run.device}"
+
+
 def by_seed(training, runs):
     """{seed: accuracy} of the complete runs of an Experiment."""
     return {run.seed: run.accuracy for run in trained(training, runs)}

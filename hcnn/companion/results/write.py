@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hcnn import paths
 from hcnn.architecture import VARIANTS
+from hcnn.companion.experiments import experiment
 from hcnn.companion.interpretation.tables import TABLES as INTERPRETED
 from hcnn.companion.results import ledger, tables
 from hcnn.companion.results.runs import TITLES, load_runs
@@ -66,8 +67,11 @@ def with_results(text, runs, folder):
 
 def readme_results(runs, folder):
     """The results of the README: tables 1 and 2 for the paper's networks, what was trained here, times of a step."""
-    paper = []
+    paper, begun = [], []
     for dataset in tables.PAPER:
+        for row in tables.PAPER[dataset]:
+            if stands := tables.under_way(experiment(dataset=dataset, variant=row[1]), runs):
+                begun.append(f"Not finished: {row[0]} on {TITLES[dataset]}, {stands}.\n")
         for row in tables.paper_table(dataset, runs).head(len(VARIANTS)).to_dict("records"):
             paper.append((TITLES[dataset], row["model"], f"{row['parameters, here']:,}", row["accuracy, paper"],
                           row["accuracy, here"], row["deviation"], str(row["n"]), row["seconds"], row["device"]))
@@ -79,6 +83,7 @@ def readme_results(runs, folder):
     return "\n".join([
         "Tables 1 and 2, the paper's recipe: accuracy in percent on the test images.\n",
         markdown(["data", "system", "parameters", "paper", "here", "deviation", "n", "seconds", "device"], paper),
+        *begun,
         "Trained here, on a CPU, by the short recipe. Rows with one data set and number of epochs are comparable with\n"
         "each other, and with nothing above; multiply-adds are those of one full-size image.\n",
         markdown(SHOWN, here.astype(str).values.tolist()) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
