@@ -29,18 +29,21 @@ ENVIRONMENT := .venv/.installed
 # Evaluated in a recipe, when the environment exists: torch knows whether there is a GPU.
 FIND_PROFILE = $(or $(PROFILE),$$($(PY) -c "import torch; print('paper' if torch.cuda.is_available() else 'small')"))
 
-.PHONY: help environment data reproduce figures sweep ablations headline speed test test-full pytest nbval verify lab clean
+.PHONY: help environment data reproduce figures sweep ablations headline speed test test-full pytest nbval verify lab site clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=small|paper] [DATASET=cifar10,cifar100|cifar10|cifar100|digits]"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1 \t\2/p' Makefile | expand -t 16
 
-$(ENVIRONMENT): pyproject.toml
+$(ENVIRONMENT): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	@rm -f $@
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --editable '.[reproduce]'
+	$(PY) -m pip install --quiet --require-hashes -r requirements.lock || \
+	{ echo "The locked files are not to be had here: the versions of pyproject.toml instead."; \
+	$(PY) -m pip install --quiet '.[reproduce]'; }
+	$(PY) -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 environment: $(ENVIRONMENT) ## make .venv with the pinned versions (about 6 GB)
@@ -101,6 +104,13 @@ verify: $(ENVIRONMENT) ## write tables and README again and compare, evaluate th
 
 lab: $(ENVIRONMENT) ## open the notebooks in JupyterLab
 	.venv/bin/jupyter lab notebooks
+
+site: .venv/.site ## build the documentation in site/_build/html: notebooks, explorer, results, claims, API
+	$(PY) -m sphinx -W --keep-going --nitpicky --quiet -d site/_build/doctrees site site/_build/html
+
+.venv/.site: $(ENVIRONMENT)
+	$(PY) -m pip install --quiet --editable '.[site]'
+	@touch $@
 
 clean: ## remove what reproduce made, results/local, and what else git does not know in results; keeps data, .venv and results/runs
 	rm -rf results/local

@@ -1,43 +1,80 @@
 """The machine a run uses: which device, in which precision, and the record of both."""
 
+import ctypes
 import os
 import platform
 import subprocess
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
-from hcnn.paths import ROOT, VERSION
+from hcnn.paths import CHECKOUT, PACKAGE, VERSION
 
 PRECISIONS = ("fast", "strict")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of mallopt, as malloc.h numbers them
 WITHOUT = "HCNN_WITHOUT"  # environment: `graph`, `fused` or both, separated by commas, are not used on a GPU
 
 
 def choose_device(name="auto"):
-    """The torch.device called `name`; "auto" takes a GPU where there is one (the one of this process under torchrun).
+    """The torch.device called `name`; "auto" takes a GPU where there is one: of CUDA (that of this process under
+    torchrun), else Apple's where a small convolution and its gradient are right there.
 
     Raises ValueError for a device that is not there.
     """
-    gpu = torch.cuda.is_available()
+    allowed = f"device must be auto, cpu, cuda, cuda:<number> or mps, got {name!r}"
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+        if torch.cuda.is_available():
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        else:
+            name = "mps" if torch.backends.mps.is_available() and apple_gpu_works() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
+        raise ValueError(allowed) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(allowed)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{allowed}; this machine has no GPU of Apple's that PyTorch can use")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device must be one of this machine, got {str(name)!r}; it has "
                          f"{torch.cuda.device_count()} CUDA devices")
     return device
 
 
+@lru_cache
+def apple_gpu_works():
+    """Whether a convolution, the gradient of ELU and an indexed gather give on Apple's GPU what they give on the CPU.
+
+    Warns with the reason where they do not, once a process.
+    """
+    def gradient(device):
+        x = torch.linspace(-1, 1, 2 * 3 * 8 * 8, device=device).view(2, 3, 8, 8).requires_grad_()
+        kernel = x[0].flatten()[torch.arange(4 * 3 * 9, device=device)].view(4, 3, 3, 3)
+        F.elu(F.conv2d(x, kernel, stride=2, padding=1)).square().mean().backward()
+        return x.grad.cpu()
+
+    try:
+        torch.testing.assert_close(gradient("mps"), gradient("cpu"), rtol=1e-3, atol=1e-5)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        warnings.warn(f"Apple's GPU is not used, everything runs on the CPU: {str(error).strip().splitlines()[0]}",
+                      stacklevel=3)
+        return False
+    return True
+
+
+def sum_dtype(device):
+    """The type of sums over an epoch: torch.float64, but torch.float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def autocast_dtype(precision, device):
     """torch.bfloat16 where `fast` matrix products run in it, in hardware; else torch.float32."""
-    if precision == "strict":
+    if precision == "strict" or device.type == "mps":
         return torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -54,8 +91,8 @@ def switched_off(what):
 
 @contextmanager
 def numerics(precision, device):
-    """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only.
-    Restored at the end.
+    """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only; on a
+    CPU memory is kept. Restored at the end.
     """
     fast = precision == "fast" and device.type == "cuda"
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -66,11 +103,36 @@ def numerics(precision, device):
     try:
         torch.use_deterministic_algorithms(precision == "strict")
         torch.backends.cudnn.benchmark = fast
-        with tf32(fast):
+        with tf32(fast), nullcontext() if device.type == "cuda" else memory_kept():
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def memory_kept():
+    """What is freed stays with the process until the end, where the C library is that of Linux.
+
+    It would else give large arrays back to the system and get them again as pages that the system first fills with
+    zeros: up to a third of a training step on a CPU.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        options = libc.mallopt, libc.malloc_trim
+    except (AttributeError, OSError, TypeError):  # another system or C library
+        yield
+        return
+    mallopt, trim = options
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # these two are what the library itself arrives at, where it is let alone
+        mallopt(M_TRIM_THRESHOLD, 2**26)
+        trim(0)
 
 
 @contextmanager
@@ -109,7 +171,7 @@ def device_name(device):
 
 def provenance(device, dtype, processes=1):
     """What a run was computed with: code, versions, device, precision."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "hcnn")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
     return dict(
         git_commit=commit, git_dirty=None if commit is None else bool(changes),
         versions=dict(hcnn=VERSION, python=platform.python_version(), torch=torch.__version__),
@@ -119,9 +181,11 @@ def provenance(device, dtype, processes=1):
 
 
 def _git(*arguments):
-    """What git says about the folder of this package; None without git or outside a repository."""
+    """What git says about the folder of this package; None without git or outside the project's repository."""
+    if not CHECKOUT:
+        return None
     try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, encoding="utf-8", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -78,7 +78,7 @@ class AttributeConv(nn.Module):
     def forward(self, x: torch.Tensor, marginal: bool = False) -> torch.Tensor:
         """W_j x; with `marginal`, which needs the path `fused`, what equation (6) then makes of ELU(W_j x)."""
         if x.dim() == len(self.grid) + 4:
-            x = x.mean(1) if self.reduction == "mean" else x.sum(1)
+            x = x.sum(1) / x.shape[1] if self.reduction == "mean" else x.sum(1)  # no gradient is divided whole
         if x.dim() != len(self.grid) + 3 or tuple(x.shape[1:-2]) != self.grid:
             raise ValueError(f"input must be (batch, {', '.join(map(str, self.grid))}, height, width), with or without "
                              f"one more attribute axis after the batch; got {tuple(x.shape)}")

@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 VERSION = "0.1.0"
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = (PACKAGE.parent / "pyproject.toml").exists()
+ROOT = PACKAGE.parent if CHECKOUT else Path.cwd()  # installed from a wheel: the folder where one works
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = Path(os.environ.get("HCNN_RESULTS") or ROOT / "results")
 RUNS = RESULTS / "runs"
+WEIGHTS = PACKAGE / "weights"  # in a wheel: the run folders of the networks that `load` knows by a short name
 LOCAL = RESULTS / "local"  # what a user's own `make reproduce` made, as in RESULTS; ignored by git
 
 

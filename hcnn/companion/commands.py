@@ -43,7 +43,7 @@ OPTIONS = {  # what argparse is told of each
     "max_seconds": dict(type=float, help="stop cleanly after so long; the same command continues"),
     "out": dict(help="folder of the runs (default: results/runs)"),
     "dataset_root": dict(help="folder of the data sets (default: data)"),
-    "device": dict(default="auto", help="auto, cpu, cuda or cuda:<number>"),
+    "device": dict(default="auto", help="auto, cpu, cuda, cuda:<number> or mps"),
     "threads": dict(type=int, help="CPU threads"),
     "datasets": dict(nargs="+", choices=DATASETS, help="default: cifar10 cifar100"),
     "variants": dict(nargs="+", choices=(*VARIANTS, *SYSTEMS), help="default: hcnn hcnn-plus"),
@@ -252,8 +252,8 @@ def run_data(options):
 def run_speed(options):
     from hcnn.companion.speed.table import cases, measure_all  # pandas takes a second to import
 
-    measure_all(cases(choose_device(options.device).type, torch.get_num_threads()), again=options.again,
-                max_seconds=options.max_seconds, log=_say)
+    device = "cuda" if choose_device(options.device).type == "cuda" else "cpu"  # on a Mac: its processor
+    measure_all(cases(device, torch.get_num_threads()), again=options.again, max_seconds=options.max_seconds, log=_say)
 
 
 def run_tables(options):

@@ -86,8 +86,8 @@ def _run(name, arguments, places, running, stop, say):
     place, last = places.get(), ""
     try:
         # a process group of its own: Ctrl-C reaches it through the executor alone, once
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                              env=os.environ | place, start_new_session=True) as process:
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                              errors="replace", env=os.environ | place, start_new_session=True) as process:
             running[name] = process
             for line in process.stdout:
                 say(f"[{name}] {line.rstrip()}")

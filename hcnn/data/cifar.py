@@ -10,8 +10,7 @@ import pickle
 import socket
 import tarfile
 import tempfile
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -37,7 +36,6 @@ class Source:
     classes_key: bytes
     md5: dict[str, str]  # file -> md5
     content: dict[str, str]  # split -> content_checksum
-    images: dict[str, int] = field(default_factory=lambda: {"train": 50_000, "test": 10_000})
 
 
 SOURCES = {
@@ -81,18 +79,8 @@ def read_files(name, root):
     """
     source = SOURCES[name]
     folder = root / source.folder
-    classes = _read(folder / source.meta, f"md5 {source.md5[source.meta]}")[source.classes_key]
-    splits = {}
-    for split, files in source.files.items():
-        images, labels = _read_split(source, folder, split, len(classes))
-        digests = image_digests(images, labels)
-        if (found := _checksum(digests)) != source.content[split]:
-            raise _damaged(folder / files[0], f"the {split} images have other pixels or labels",
-                           f"content checksum {source.content[split]}", f"content checksum {found}")
-        if files[0] not in source.md5:
-            order = sorted(range(len(labels)), key=digests.__getitem__)
-            images, labels = images[order], labels[order]
-        splits[split] = images, labels
+    classes = _read(folder / source.meta, source)[source.classes_key]
+    splits = {split: _read_split(folder, source, split) for split in source.files}
     return splits, [c.decode() for c in classes]
 
 
@@ -102,7 +90,7 @@ def download_files(name, root, allowed=True):
     try:
         if not allowed or os.environ.get("HCNN_OFFLINE", "0") not in ("", "0"):
             raise ConnectionError("downloads are switched off")
-        _ask(source.url)
+        urlopen(Request(source.url, method="HEAD"), timeout=NETWORK_SECONDS).close()
         from torchvision.datasets.utils import download_and_extract_archive  # seconds to import, needed once
 
         root.mkdir(parents=True, exist_ok=True)
@@ -123,12 +111,8 @@ def download_files(name, root, allowed=True):
             f"there, or set HCNN_DATA to the folder that holds it, or choose DATASET=digits") from error
 
 
-def content_checksum(images, labels):
-    """sha256 over the sorted sha256 digests of all (pixels, label): equal for equal images in whatever order."""
-    return _checksum(image_digests(images, labels))
-
-
-def _checksum(digests):
+def content_checksum(digests):
+    """sha256 over the sorted digests of all (pixels, label): equal for equal images in whatever order."""
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
@@ -161,62 +145,43 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self.NAMES[module, name]
 
 
-def _damaged(path, problem, expected, found):
+def _damaged(path, expected, found):
     size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
-    return ValueError(f"{path}{size} is damaged: {problem}; expected {expected}, found {found}; {MEND}")
+    return ValueError(f"{path}{size} is damaged: expected {expected}, found {found}; {MEND}")
 
 
-def _md5(file):
-    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _read(path, expected):
-    """The dict in one file, its strings as bytes (Python 2 wrote it); expected: "md5 ..." or "content checksum ..."."""
+def _read(path, source):
+    """The dict in one file, its strings as bytes (Python 2 wrote it)."""
+    published = path.name in source.md5
+    expected = f"md5 {source.md5[path.name]}" if published else f"content checksum {source.content[path.name]}"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (expected {expected}); {MEND}")
     with open(path, "rb") as file:
-        if expected.startswith("md5") and (found := f"md5 {_md5(file)}") != expected:
-            raise _damaged(path, "it is not the published file", expected, found)
+        found = f"md5 {hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()}"
+        if published and found != expected:
+            raise _damaged(path, expected, found)
         file.seek(0)
         try:
             return dict(_ArrayUnpickler(file, encoding="bytes").load())
         except Exception as error:  # damaged pickles raise nearly any exception, says the documentation of pickle
-            file.seek(0)
-            problem = f"it cannot be read ({type(error).__name__}: {error})"
-            raise _damaged(path, problem, expected, f"nothing readable (md5 of the file {_md5(file)})") from error
+            raise _damaged(path, expected, f"{type(error).__name__}: {error}") from error
 
 
-def _read_split(source, folder, split, num_classes):
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of the files of one split, their shapes and counts checked."""
-    images, labels = [], []
-    n = source.images[split] // len(source.files[split])
-    for file in source.files[split]:
-        expected = f"md5 {source.md5[file]}" if file in source.md5 else f"content checksum {source.content[split]}"
-        content = _read(folder / file, expected)
-        x, y = np.asarray(content.get(b"data")), np.asarray(content.get(source.labels_key))
-        if x.dtype != np.uint8 or x.shape != (n, 3 * 32 * 32):
-            raise _damaged(folder / file, f"it must hold {n:,} images of 3 x 32 x 32 bytes", expected,
-                           f"an array of shape {x.shape}, {x.dtype}")
-        if y.shape != (n,) or y.dtype.kind != "i" or y.min() < 0 or y.max() >= num_classes:
-            raise _damaged(folder / file, f"it must hold {n:,} labels from 0 to {num_classes - 1}", expected, "others")
-        images.append(x)
-        labels.append(y)
-    return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.from_numpy(np.concatenate(labels)).long()
-
-
-def _ask(url):
-    """Raise OSError unless url answers within NETWORK_SECONDS; a thread, as the look-up of names knows no time-out."""
-    problem = [TimeoutError(f"no answer within {NETWORK_SECONDS} s")]
-
-    def ask():
-        try:
-            urlopen(Request(url, method="HEAD"), timeout=NETWORK_SECONDS).close()
-            problem[0] = None
-        except (OSError, HTTPException) as error:
-            problem[0] = error
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(NETWORK_SECONDS)
-    if error := problem[0]:
-        raise error
+def _read_split(folder, source, split):
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of the files of one split, verified."""
+    files = source.files[split]
+    contents = [_read(folder / file, source) for file in files]
+    try:
+        images = torch.from_numpy(np.concatenate([content[b"data"] for content in contents])).view(-1, 3, 32, 32)
+        labels = torch.tensor([label for content in contents for label in content[source.labels_key]])
+        digests = image_digests(images, labels)
+        found = content_checksum(digests)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # another shape or type than that of images
+        found = f"{type(error).__name__}: {error}"
+    if found != source.content[split]:
+        raise _damaged(folder / files[0], f"{split} images and labels with content checksum {source.content[split]}",
+                       found)
+    if files[0] in source.md5:
+        return images, labels
+    order = sorted(range(len(labels)), key=digests.__getitem__)
+    return images[order], labels[order]

@@ -169,7 +169,7 @@ def _load_digits():
     test = _hold_out(images, labels, 297)
     splits = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
     for split, expected in DIGITS_CONTENT.items():
-        if (found := content_checksum(*splits[split])) != expected:
+        if (found := content_checksum(image_digests(*splits[split]))) != expected:
             raise ValueError(f"the {split} digits of the installed scikit-learn have content checksum {found}, "
                              f"expected {expected}; install the scikit-learn version of environment.yml")
     return _assemble("digits", splits, DIGITS_CONTENT, map(str, range(10)), flip=False)

@@ -24,8 +24,8 @@ def spatial_conv(x, kernel, bias=None, geometry=Geometry()):  # noqa: B008  froz
 
 @cache
 def windows(n, support, geometry, width, transposed=False):
-    """Groups of `width` outputs along an attribute of n, each with the window of inputs that it reads: outside it all
-    is zero.
+    """Groups of `width` outputs along an attribute of n, or of more where these read the same, each with the window of
+    inputs that it reads: outside it all is zero.
 
     A list of (first output, end, first input, end); transposed: of groups of inputs with the outputs that read them.
     """
@@ -35,8 +35,11 @@ def windows(n, support, geometry, width, transposed=False):
     groups = []
     for first in range(0, len(touched), width):
         end = min(first + width, len(touched))
-        window = set().union(*touched[first:end])
-        groups.append((first, end, min(window, default=0), max(window, default=-1) + 1))
+        touches = set().union(*touched[first:end])
+        window = min(touches, default=0), max(touches, default=-1) + 1
+        if groups and groups[-1][2:] == window:  # one product, where nothing more can be left out
+            first = groups.pop()[0]
+        groups.append((first, end, *window))
     return groups
 
 

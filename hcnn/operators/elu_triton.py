@@ -77,7 +77,7 @@ class _EluOver(torch.autograd.Function):
         C = min(TILE, triton.next_power_of_2(columns))
         ctx.save_for_backward(maps, bias)
         ctx.shape, ctx.form, ctx.rule = y.shape, form, (rows, columns, 1 / A if mean else 1.0)
-        ctx.tile = dict(A=A, ACC=_acc(y), BIAS=bias is not None, R=TILE // C, C=C)
+        ctx.tile = dict(A=A, ACC=accumulator(y), BIAS=bias is not None, R=TILE // C, C=C)
         ctx.grid = triton.cdiv(rows, TILE // C), triton.cdiv(columns, C)
         _elu_mean[ctx.grid](maps, maps if bias is None else bias, out, *ctx.rule, **ctx.tile)
         return out.view(n, *rest)
@@ -94,7 +94,8 @@ class _EluOver(torch.autograd.Function):
         return out.view(ctx.shape), None, None if bias is None else sums.sum(0)
 
 
-def _acc(x):
+def accumulator(x):
+    """The type in which a kernel adds up numbers of x."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 

@@ -14,10 +14,10 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from hcnn.operators import fused_kernels as kernels
+from hcnn.operators.elu_triton import accumulator
 from hcnn.operators.spread_triton import collect, spread
 
 SPLITS = 16  # of the positions in the sums over them that give the gradients of h and b
@@ -51,9 +51,8 @@ def plan(reads, V, O, Q, k, L):
     T, Qn, BO = _up(k * k + 2), _up(Q), min(256 if L > 64 else 128, _up(O))
     VN, BK = (max(1, 64 // Qn), min(4, max(1, 128 // Qn))), min(64, BO)
     reads_here = reads.cpu()
-    live = torch.zeros(len(reads), V + 1, dtype=torch.bool).scatter_(1, reads_here.where(reads_here >= 0, V), True)[:,
-                                                                                                                    :V]
-    live = live.repeat_interleave(O // len(reads), 0)  # (O, V)
+    live = torch.zeros(len(reads), V + 1, dtype=torch.bool).scatter_(1, reads_here.where(reads_here >= 0, V), True)
+    live = live[:, :V].repeat_interleave(O // len(reads), 0)  # (O, V)
 
     def tiled(rows, columns):
         padded = F.pad(live, (0, -V % columns, 0, -O % rows))
@@ -87,7 +86,7 @@ class _MixedELU(torch.autograd.Function):
         out, hb = x.new_empty(n, O, *out_size), hb.contiguous()
         ctx.save_for_backward(x, hb, m, reads)
         ctx.plan, ctx.out_shape, ctx.g_shape, ctx.dtypes = p, out.shape, g.shape, (g.dtype, bias.dtype)
-        ctx.rule = dict(width=out_size[1], stride=stride, ACC=_acc(x), K=k, T=p.T, PERIODIC=periodic), before
+        ctx.rule = dict(width=out_size[1], stride=stride, ACC=accumulator(x), K=k, T=p.T, PERIODIC=periodic), before
         BP, groups = min(128, _up(L)), len(p.blocks)
         kernels.forward[(tiles * groups,)](
             x, hb, m, bias.contiguous(), out, p.blocks, V, H, W, *before, O, L, m.shape[1], Q, filters,
@@ -130,10 +129,6 @@ class _MixedELU(torch.autograd.Function):
         collect(sums.sum(0), reads, grad_g.view(*grad_g.shape[:2], -1), (1, p.Qn * len(m), len(m)))
         grad_bias = grad.view(n, -1, len(grad_g), L).sum((0, 1, 3), dtype=sum_dtype).to(ctx.dtypes[1])
         return grad_x, grad_hb, grad_g, grad_bias, *[None] * 5
-
-
-def _acc(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 @lru_cache

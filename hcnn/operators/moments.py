@@ -3,14 +3,18 @@
 mu and C are the first and second moments of the patches of x: 9 and 45 numbers.
 """
 
-from math import prod
+from functools import cache, partial
+from math import gcd
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from hcnn.device import world
 from hcnn.geometry import Geometry
 from hcnn.operators.convolution import pad_space
+
+CHANNELS = 64  # at most, of the depthwise convolution that maps are dealt to
 
 
 class _AllSum(torch.autograd.Function):
@@ -31,38 +35,96 @@ def all_sum(t):
 
 
 class _PatchSums(torch.autograd.Function):
-    """Sums of p and p p' over the k x k patches p of the padded, centred maps (n, height, width).
+    """Sums of y and of p p' over the k x k patches p of the maps y (n, height, width): (height, width), (k * k, k * k).
 
-    The k rows that a line of patches covers, side by side, make a matrix R; sums along the diagonals of R'R are the
-    sums of p p'. One matrix product, nothing k * k times as large as x. The backward pass is the transposed product.
+    Were there patches everywhere, also around those maps, the sum of p_a p_b would be the autocorrelation of y at
+    b - a: sums along the diagonals of k products of rows with rows, whose gradient is a convolution of each map with
+    one (2 k - 1) x (2 k - 1) kernel. Periodic maps have no around; from those with zeros the patches around are taken
+    away, which see nothing of y but strips of k // 2 rows or columns.
     """
 
     @staticmethod
-    def places(width, k, stride, device):
-        """Where the entries of each patch stand in the rows of R: (k * k, patches in a row)."""
-        column = torch.arange(k, device=device)[:, None] + torch.arange(0, width - k + 1, stride, device=device)
-        return (torch.arange(0, k * width, width, device=device)[:, None, None] + column).flatten(0, 1)
+    def forward(ctx, y, k, periodic):
+        ctx.save_for_backward(y)
+        ctx.rule = k, periodic
+        (_, height, width), far = y.shape, k - 1
+        rows, lags = y.view(-1, width), []
+        for dy in range(k):
+            product = rows[: len(rows) - dy].T @ rows[dy:]
+            for i in range(dy):  # rows that met those of the next map
+                last = y[:, height - dy + i].T
+                product -= last[:, :-1] @ y[1:, i]
+                product += last @ y[:, i] if periodic else 0
+            product = _extend(product, far, periodic)
+            lags.append(product.as_strided((width, 2 * far + 1), (product.stride(0) + 1, 1)).sum(0))
+        half = torch.stack(lags)  # at (dy, dx - far); the other half is the same, turned round
+        pp = torch.cat([half[1:].flip(0, 1), half])[tuple(_lags(k, y.device))]
+        for part, at in [] if periodic else _around(k, height, width, y.device):
+            z = y[part].flatten(1)
+            pp -= F.pad(z.T @ z, (0, 1, 0, 1))[at[:, None], at[None]].sum(2)
+        return y.sum(0), pp
 
     @staticmethod
-    def forward(ctx, x, k, stride):
-        R = x.unfold(1, k, stride).transpose(2, 3).reshape(-1, k * x.shape[2])  # (n * out_height, k * width)
-        ctx.save_for_backward(R)
-        ctx.shape, ctx.k, ctx.stride = x.shape, k, stride
-        at = _PatchSums.places(x.shape[2], k, stride, x.device)
-        return R.sum(0)[at].sum(1), (R.T @ R)[at[:, None], at[None]].sum(2)
-
-    @staticmethod
-    def backward(ctx, grad_p, grad_pp):
-        (R,), (n, _, width), k, stride = ctx.saved_tensors, ctx.shape, ctx.k, ctx.stride
-        at = _PatchSums.places(width, k, stride, R.device)
-        column = R.new_zeros(R.shape[1]).index_put((at,), grad_p[:, None].expand_as(at), accumulate=True)
-        pairs = (grad_pp + grad_pp.T)[:, :, None].expand(-1, -1, at.shape[1])
-        product = R.new_zeros(R.shape[1], R.shape[1]).index_put((at[:, None], at[None]), pairs, accumulate=True)
-        grad_R = torch.addmm(column, R, product).view(n, -1, k, width)
-        grad = R.new_zeros(ctx.shape)
-        for i in range(k):
-            grad[:, i : i + stride * (grad_R.shape[1] - 1) + 1 : stride] += grad_R[:, :, i]
+    def backward(ctx, grad_sum, grad_pp):
+        (y,), (k, periodic) = ctx.saved_tensors, ctx.rule
+        n, height, width = y.shape
+        pairs = grad_pp + grad_pp.T
+        kernel = pairs.new_zeros(2 * k - 1, 2 * k - 1)
+        kernel.index_put_(tuple(_lags(k, y.device)), pairs, accumulate=True)
+        channels = gcd(n, CHANNELS)
+        maps = y.view(-1, channels, height, width)
+        if periodic:
+            maps = F.pad(maps, (k - 1,) * 4, mode="circular")
+        grad = F.conv2d(maps, kernel.expand(channels, 1, -1, -1).contiguous(), padding=0 if periodic else k - 1,
+                        groups=channels).view(y.shape)
+        grad += grad_sum
+        for part, at in [] if periodic else _around(k, height, width, y.device):
+            z = y[part]
+            size = z[0].numel()
+            square = pairs.new_zeros(size + 1, size + 1)
+            square.index_put_((at[:, None], at[None]), pairs[:, :, None].expand(-1, -1, at.shape[1]), accumulate=True)
+            grad[part] -= (z.flatten(1) @ square[:-1, :-1]).view(z.shape)
         return grad, None, None
+
+
+def _extend(product, far, periodic):
+    """(rows, columns) -> (rows, far + columns + far): by zeros, or beginning again."""
+    if periodic:
+        return torch.cat([product[:, product.shape[1] - far :], product, product[:, :far]], 1)
+    return F.pad(product, (far, far))
+
+
+@cache
+def _lags(k, device):
+    """(2, k * k, k * k): from entry a of a patch to entry b, in rows and columns, counted from -(k - 1)."""
+    entries = torch.cartesian_prod(*[torch.arange(k, device=device)] * 2)
+    return (entries[None] - entries[:, None] + k - 1).permute(2, 0, 1).contiguous()
+
+
+@cache
+def _around(k, height, width, device):
+    """The patches that are not centred on a map but see it: [(strip of the map that they see, at)].
+
+    at (k * k, patches): where entry a of each patch stands in the strip, its size where it stands outside the map.
+    """
+    r = k // 2
+    span = partial(torch.arange, device=device)
+    above, below = span(-r, 0), span(height, height + r)
+    left, right = span(-r, 0), span(width, width + r)
+    everywhere, beside = span(-r, width + r), span(height)
+    cases = [(above, everywhere, slice(0, r), slice(None)), (below, everywhere, slice(-r, None), slice(None)),
+             (beside, left, slice(None), slice(0, r)), (beside, right, slice(None), slice(-r, None))]
+    found = []
+    for centre_rows, centre_columns, rows, columns in cases if r else []:
+        (top, bottom, _), (first, end, _) = rows.indices(height), columns.indices(width)
+        size = (bottom - top) * (end - first)
+        y, x = torch.meshgrid(centre_rows, centre_columns, indexing="ij")
+        a, b = torch.meshgrid(span(-r, r + 1), span(-r, r + 1), indexing="ij")
+        y, x = (c.flatten() + d.flatten()[:, None] for c, d in ((y, a), (x, b)))
+        inside = (y >= top) & (y < bottom) & (x >= first) & (x < end)
+        at = torch.where(inside, (y - top) * (end - first) + x - first, size)
+        found.append(((slice(None), rows, columns), at))
+    return found
 
 
 def patch_moments(x, support=3, geometry=Geometry()):  # noqa: B008  frozen
@@ -77,16 +139,31 @@ def patch_moments(x, support=3, geometry=Geometry()):  # noqa: B008  frozen
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        padded = pad_space(x[:, None], support, geometry)[:, 0]
-        with torch.no_grad():
-            total = all_sum(torch.stack([padded.sum(), padded.new_full((), padded.numel())]))
-            centre = total[0] / total[1].clamp(min=1)
-        p, pp = _PatchSums.apply(padded - centre, support, geometry.stride)
-        patches = len(x) * prod(map(geometry.outputs, x.shape[1:]))
-        sums = all_sum(torch.cat([p, pp.flatten(), p.new_full((1,), patches)]))
-        n = sums[-1].detach()
-        mu, E = sums[: len(p)] / n, sums[len(p) : -1].view_as(pp) / n
-        return mu + centre, E - mu[:, None] * mu, n
+        n, height, width = x.shape
+        with torch.no_grad():  # y = x - c on the maps and 0 around them: a patch of x is one of y and c times one of 1
+            some = x[:, height // 2]
+            total = all_sum(torch.stack([some.sum(), some.new_full((), some.numel())]))
+            c = total[0] / total[1].clamp(min=1)
+        y, one = x - c, x.new_ones(1, height, width)
+        if geometry.stride == 1 and min(height, width) >= support - 1:
+            sums, pp = _PatchSums.apply(y.contiguous(), support, geometry.padding_mode == "periodic")
+        else:
+            sums, p = y.sum(0), _patches(y, support, geometry)
+            pp = (p @ p.mT).sum(0)
+        p, o = _patches(sums[None], support, geometry)[0], _patches(one, support, geometry)[0]
+        sums = all_sum(torch.cat([torch.cat([p.sum(1, keepdim=True), p @ o.T, pp], 1).flatten(),
+                                  p.new_full((1,), n * p.shape[1])]))
+        patches = sums[-1].detach()
+        mean, with_one, square = (sums[:-1] / patches).view(len(p), -1).split([1, len(p), len(p)], 1)
+        m = o.mean(1, keepdim=True)
+        mixed = with_one - mean * m.T
+        C = square - mean * mean.T + c * (mixed + mixed.T) + c**2 * (o @ o.T / o.shape[1] - m * m.T)
+        return (mean + c * m)[:, 0], C, patches
+
+
+def _patches(x, support, geometry):
+    """(n, k * k, positions) of the maps x (n, height, width)."""
+    return F.unfold(pad_space(x[:, None], support, geometry), support, stride=geometry.stride)
 
 
 def filter_statistics(h, mu, C):

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from hcnn.operators.elu_triton import accumulator
+
 PROGRAMS = 396  # at most, that share the pass over x: three for each multiprocessor of an H100
 SAMPLES = 256  # values whose mean is near that of x
 LANES = 256  # columns of maps that one program walks down at a time
@@ -156,7 +158,7 @@ def _filter_gradient(grad, moments, h, scale, grad_h, grad_scale, grad_shift, gr
 
 @triton.jit
 def _map_gradient(x, g, kernels, out, lanes, V, H, W, ACC: tl.constexpr, LAST: tl.constexpr, PERIODIC: tl.constexpr,
-                  ADD: tl.constexpr, LANES: tl.constexpr):
+                  LANES: tl.constexpr):
     """out = g + x convolved with the 5 x 5 kernel of each place, kernels (16, 32) of `border_sums`."""
     lane, zero = tl.program_id(0) * LANES + tl.arange(0, LANES), tl.zeros((), ACC)
     there = lane < lanes
@@ -179,8 +181,7 @@ def _map_gradient(x, g, kernels, out, lanes, V, H, W, ACC: tl.constexpr, LAST: t
             for d in tl.static_range(25):
                 acc += taps[d] * p[d]
             at = base + row * by_row + column * by_column
-            if ADD:
-                acc += tl.load(g + at, mask=there, other=0.0).to(ACC)
+            acc += tl.load(g + at, mask=there, other=0.0).to(ACC)
             tl.store(out + at, acc.to(out.dtype.element_ty), mask=there)
             rows = p[5:]
 
@@ -210,7 +211,7 @@ def border_sums(dtype, device):
 class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h, scale, shift, running_mean, running_var, momentum, eps, periodic):
-        (n, V, H, W), acc, Q = x.shape, _acc(x), len(h)
+        (n, V, H, W), acc, Q = x.shape, accumulator(x), len(h)
         last = V > 1 and x.is_contiguous(memory_format=torch.channels_last)
         x = x if last else x.contiguous()
         lanes = n * V * W
@@ -225,15 +226,12 @@ class _Normalised(torch.autograd.Function):
         torch.autograd.graph.increment_version([running_mean, running_var])
         ctx.save_for_backward(x, h, scale, moments)
         ctx.N, ctx.eps, ctx.shape = N, eps, shape
-        ctx.set_materialize_grads(False)
         return x, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g, grad):
         (x, h, scale, moments), shape = ctx.saved_tensors, ctx.shape
-        if grad is None:
-            return g, *[None] * 8
         made = [torch.empty_like(t) for t in (h, scale, scale)]  # gradients of h, scale and shift
         patch = h.new_empty(17 * 16)
         _filter_gradient[(1,)](grad.contiguous(), moments, h, scale, *made, patch, len(h), ctx.eps, ACC=shape["ACC"],
@@ -242,15 +240,10 @@ class _Normalised(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             kernels, grad_x = border_sums(h.dtype, h.device) @ patch, torch.empty_like(x)
             form = torch.channels_last if shape["LAST"] else torch.contiguous_format
-            g = None if g is None else g.contiguous(memory_format=form)
-            (n, V, H, W), added = x.shape, x if g is None else g
-            _map_gradient[(triton.cdiv(n * V * W, LANES),)](x, added, kernels, grad_x, n * V * W, V, H, W,
-                                                            ADD=g is not None, num_warps=8, **shape)
+            n, V, H, W = x.shape
+            _map_gradient[(triton.cdiv(n * V * W, LANES),)](
+                x, g.contiguous(memory_format=form), kernels, grad_x, n * V * W, V, H, W, num_warps=8, **shape)
         return grad_x, *made, *[None] * 5
-
-
-def _acc(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def normalised(x, h, scale, shift, running_mean, running_var, momentum, eps, periodic):

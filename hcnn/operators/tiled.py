@@ -49,6 +49,11 @@ def _patches(x, tile, k, stride, width):
     return p
 
 
+def _every(a, b):
+    """a @ b[v] for every v; `torch.matmul` would copy b in another order and give its result in that."""
+    return torch.bmm(a.expand(len(b), -1, -1), b)
+
+
 def _add_product(total, a, b):
     """total += a b, added up in the precision of `total`."""
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
@@ -72,7 +77,7 @@ class _TiledProduct(torch.autograd.Function):
         out = x.new_empty(len(x), A_out, B_out, filters, *size)
         for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * dtype.itemsize)):
             first, end, r0, r1 = tile
-            z = F.elu_(torch.matmul(h, _patches(x, tile, k, stride, size[1]))).flatten(0, 1)
+            z = F.elu_(_every(h, _patches(x, tile, k, stride, size[1]))).flatten(0, 1)
             y = z.new_empty(len(M), z.shape[1])
             for o, o_end, i, i_end in by_output:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
@@ -92,7 +97,7 @@ class _TiledProduct(torch.autograd.Function):
         for tile in _tiles(len(x), *size, TILE_BYTES // (M.shape[1] * x.element_size())):
             first, end, r0, r1 = tile
             p = _patches(x, tile, k, stride, size[1])
-            z = F.elu_(torch.matmul(h, p)).flatten(0, 1)
+            z = F.elu_(_every(h, p)).flatten(0, 1)
             dy = grad[first:end, ..., r0:r1, :].permute(2, 1, 3, 0, 4, 5).reshape(len(M), -1)
             for o, o_end, i, i_end in by_output:
                 part, window = slice(o * rows, o_end * rows), slice(i * columns, i_end * columns)
@@ -103,7 +108,7 @@ class _TiledProduct(torch.autograd.Function):
                 torch.mm(M[part, window].T, dy[part], out=dz[window])
             dz = torch.ops.aten.elu_backward(dz, 1, 1, 1, True, z).view(A * B, len(h), -1)
             grad_h += torch.bmm(dz, p.transpose(1, 2)).sum(0, dtype=ctx.sums)
-            dp = torch.matmul(h[:, :-1].T, dz).view(B, A, k, k, end - first, r1 - r0, -1).permute(2, 3, 4, 1, 0, 5, 6)
+            dp = _every(h[:, :-1].T, dz).view(B, A, k, k, end - first, r1 - r0, -1).permute(2, 3, 4, 1, 0, 5, 6)
             for row in range(k):
                 for column in range(k):
                     rows_read = slice(r0 * stride + row, (r1 - 1) * stride + row + 1, stride)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from hcnn.data.augment import shrink, standardise
-from hcnn.device import tf32
+from hcnn.device import memory_kept, sum_dtype, tf32
 
 
 def evaluate(network, images, labels, mean, std, batch_size=100, size=None):
@@ -15,15 +15,15 @@ def evaluate(network, images, labels, mean, std, batch_size=100, size=None):
     """
     if len(labels) == 0:
         raise ValueError("images must be at least one, got none")
-    with tf32(False):
+    with tf32(False), memory_kept():
         loss, correct = evaluation_sums(network, images, labels, mean, std, batch_size, size=size).tolist()
     return loss / len(labels), correct / len(labels)
 
 
 @torch.no_grad()
 def evaluation_sums(network, images, labels, mean, std, batch_size=100, check=lambda: None, size=None):
-    """Sum of the losses and number of right classes, float64 on the device. `check` may raise before every batch."""
-    training, sums = network.training, torch.zeros(2, dtype=torch.float64, device=images.device)
+    """Sum of the losses and number of right classes, on the device. `check` may raise before every batch."""
+    training, sums = network.training, torch.zeros(2, dtype=sum_dtype(images.device), device=images.device)
     network.eval()
     try:
         for first in range(0, len(labels), batch_size):

@@ -17,7 +17,7 @@ WARM_UP = 3  # steps before the capture: they choose algorithms, compile kernels
 def why_not(device, precision, processes, draws, optimiser="sgd"):
     """None, or the reason why steps are launched one kernel at a time. draws: the network draws random numbers."""
     if device.type != "cuda":
-        return "the device is the CPU"
+        return f"the device is {device.type.upper()}"
     if precision == "strict":  # a resumed run captures anew, and nobody has shown yet that it computes the same bits
         return "strict training must give the same bits however often it is resumed"
     if processes > 1:

@@ -136,7 +136,8 @@ class _Training:
             self.network.load_state_dict(tensors["network"])
             self.step.optimiser.load(tensors["optimiser"])
             self.log(f"continuing in epoch {self.state['epoch'] + 1} after step {self.state['step']} of {self.steps}")
-            self.step.totals.copy_(torch.tensor(self.state["totals"], dtype=torch.float64) / world())
+            totals = torch.tensor(self.state["totals"], dtype=torch.float64) / world()
+            self.step.totals.copy_(totals.to(self.step.totals.dtype))
         self.state["provenance"] = [p for p in self.state["provenance"] if p != self.here] + [self.here]
         if world() > 1:
             dist.barrier()  # rank 0 may write again only when all have read
@@ -162,7 +163,7 @@ class _Training:
         run_folder.write_metrics(self.folder, self.state["rows"])
         run_folder.write_run(self.folder, report.summary(self, digest))
         if done == self.recipe.epochs:
-            run_folder.delete_checkpoint(self.folder)
+            (self.folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
 
     def run(self):
         """Train until the last epoch is done or the run is to stop."""

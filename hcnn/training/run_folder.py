@@ -11,7 +11,6 @@ import io
 import json
 import os
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,16 +22,6 @@ from hcnn.architecture import describe
 from hcnn.training.recipe import Recipe
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-NUMBER, NONE = (int, float), type(None)
-ENTRIES = {  # of run.json and their types
-    "name": str, "parameters": dict, "epochs": int, "epochs_done": int, "train_images": int, "test_images": int,
-    "classes": list, "mean": list, "std": list, "seconds": NUMBER, "device": str, "threads": int,
-    "data_checksum": str, "weights_sha256": (str, NONE),
-    **dict.fromkeys(("test_accuracy", "test_loss", "images_per_second"), (*NUMBER, NONE)),
-    "parameters/dataset": str, "parameters/substitutes": (str, NONE), "parameters/seed": int, "parameters/split": str,
-    "parameters/train_size": (int, NONE), "parameters/recipe": dict, "parameters/architecture": dict,
-    "parameters/architecture/variant": str, "parameters/architecture/padding_mode": str,
-}
 USUAL = dict(substitutes=None, split="test", train_size=None, precision="fast")  # parameters that a name need not tell
 CHECKPOINT, WEIGHTS, METRICS, RUN = "checkpoint.safetensors", "weights.safetensors", "metrics.csv", "run.json"
 
@@ -120,7 +109,7 @@ def write_run(folder, run):
 def read_run(folder):
     """The content of run.json as a dictionary.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no JSON, was changed later, or lacks an entry.
+    Raises FileNotFoundError where there is none, ValueError where it is no JSON or was changed later.
     """
     path = Path(folder) / RUN
     if not path.exists():
@@ -136,14 +125,6 @@ def read_run(folder):
     if expected != found:
         raise ValueError(f"{path} was changed after it was written (checksum {str(expected)[:12]}, content gives "
                          f"{found[:12]}); {remedy}")
-    for entry, kind in ENTRIES.items():
-        value = reduce(lambda values, key: values.get(key, ...), entry.split("/"), run)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ValueError(f"{path} must have {entry} of type {names}, got "
-                             f"{'nothing' if value is ... else repr(value)[:50]}; {remedy}")
-    if run["epochs_done"] and None in (run["test_accuracy"], run["test_loss"], run["images_per_second"]):
-        raise ValueError(f"{path} must have the accuracy, loss and speed of {run['epochs_done']} epochs; {remedy}")
     return run
 
 
@@ -239,11 +220,6 @@ def check_fit(path, tensors, expected):
         if shapes[0] != shapes[1]:
             raise ValueError(f"{path} does not fit the architecture: {name} must be {shapes[0]}, got {shapes[1]}; "
                              "delete the file to start again")
-
-
-def delete_checkpoint(folder):
-    """Remove the checkpoint of a finished run."""
-    (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _fingerprint(tensors, text):

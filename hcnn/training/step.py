@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from hcnn.data.augment import augment, shrink
-from hcnn.device import rank, world
+from hcnn.device import rank, sum_dtype, world
 from hcnn.training import graphed
 from hcnn.training.optimisers import Optimiser
 from hcnn.training.recipe import size_at
@@ -59,15 +59,15 @@ def draw(seed, epoch, n, shift, flip):
 class Step:
     """Takes the steps of a training: `step(minibatch, lr)` moves the network by one minibatch.
 
-    totals: sum of the losses and number of right classes since they were set to zero, float64 on the device. images,
-    labels: all of the training set, on the device, where the statistics (mean, std) are too.
+    totals: sum of the losses and number of right classes since they were set to zero. images, labels: all of the
+    training set. All of these and the statistics (mean, std) are on the device.
     """
 
     def __init__(self, network, recipe, loss, images, labels, statistics, dtype, eager, log):
         self.network, self.recipe, self.loss, self.dtype, self.log = network, recipe, loss, dtype, log
         self.images, self.labels, self.statistics = images, labels, statistics
         self.optimiser = Optimiser(network, recipe, on_device=eager is None)
-        self.totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+        self.totals = torch.zeros(2, dtype=sum_dtype(images.device), device=images.device)
         self.eager, self.graphs = eager, {}  # why steps are launched kernel by kernel; a graph for each size of images
 
     def minibatches(self, seed, epoch, flip):

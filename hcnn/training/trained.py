@@ -27,7 +27,7 @@ class TrainedNetwork(nn.Module):
         self.classes, self.mean, self.std = run["classes"], run["mean"], run["std"]
         self.architecture = network.architecture
         recipe = Recipe(**run["parameters"]["recipe"])
-        self.size = size_at(recipe, recipe.epochs - 1)
+        self.size = size_at(recipe, max(run["epochs_done"], 1) - 1)
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,13 +64,13 @@ class TrainedNetwork(nn.Module):
 def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
     """A trained network from a run folder or a short name such as "cifar10-hcnn".
 
-    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the complete one that was
-    trained on the most images. root: the folder of the runs (default: results/runs). Raises FileNotFoundError naming
-    what is there, ValueError where a file does not have its checksum.
+    A short name `<data set>-<variant>` takes, of the stored runs with zeros and seed 0, the one that was trained on the
+    most images, finished or not. root: the folder of the runs (default: results/runs, and what an installed wheel
+    holds). Raises FileNotFoundError naming what is there, ValueError where a file does not have its checksum.
     """
     folder = Path(name)
     if not (folder / run_folder.RUN).is_file():
-        folder = _find(str(name), Path(root or paths.RUNS))
+        folder = _find(str(name), [Path(root)] if root else [paths.RUNS, paths.WEIGHTS])
     run = run_folder.read_run(folder)
     try:
         network = build(describe(run["parameters"]["architecture"]))
@@ -86,16 +86,16 @@ def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
     return TrainedNetwork(network, run, folder)
 
 
-def _find(name, root):
+def _find(name, roots):
     """The folder of a run called `name`, or of the longest trained one of the short name `<data set>-<variant>`."""
-    stored = {f.parent.name: f.parent for f in sorted(root.glob(f"*/{run_folder.WEIGHTS}"))}
+    stored = {f.parent.name: f.parent for root in roots for f in sorted(root.glob(f"*/{run_folder.WEIGHTS}"))}
     matches = [folder for key, folder in stored.items() if key == name or key.startswith(name + "-zeros-s0-")]
     if not matches:
-        raise FileNotFoundError(f"no trained network {name!r} in {root.name}/; there are: "
+        raise FileNotFoundError(f"no trained network {name!r} in {roots[0].name}/; there are: "
                                 f"{', '.join(stored) or 'none'}. Train one with `python -m hcnn train`")
 
     def images_seen(folder):
         run = run_folder.read_run(folder)
-        return run["epochs_done"] == run["epochs"], run["train_images"] * run["epochs_done"]
+        return run["train_images"] * run["epochs_done"], folder.name
 
     return max(matches, key=images_seen)

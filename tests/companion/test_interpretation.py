@@ -44,7 +44,7 @@ def network(**changes):
         classes=list("0123456789"),
         mean=(0.4, 0.5, 0.6),
         std=(0.2, 0.25, 0.3),
-        parameters=dict(recipe=Recipe().as_dict()),
+        epochs_done=1, parameters=dict(recipe=Recipe().as_dict()),
     )
     return TrainedNetwork(net, run, None)
 

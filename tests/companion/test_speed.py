@@ -87,6 +87,7 @@ def quickly():
         patch.setitem(timing.MATRIX, "cpu", 32)
         patch.setattr(timing, "BLOCK", 1e-6)
         patch.setattr(timing, "YARDSTICK", 1e-6)
+        patch.setattr(speed_table, "STEADY", 1e9)  # steps so short never hold still
         patch.setattr(timing, "_children", lambda case: [timing.measure(case)] * case.processes)
         yield
     torch.set_num_threads(threads)
@@ -128,7 +129,7 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
 def test_two_processes_measure_at_the_same_time_and_one_that_fails_is_an_error(capfd):
     first, second = timing._children(replace(TINY, processes=2, threads=2, rounds=1))
     assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "windowed fp32"}
-    assert min(first["matrix_gflops"].values()) > 0 and min(first["memory"].values()) >= 0
+    assert min(rate for rate, _ in first["yardstick"].values()) > 0 and min(first["memory"].values()) >= 0
     with pytest.raises(RuntimeError, match="failed"):
         timing._children(replace(TINY, device="nowhere"))
 
@@ -146,8 +147,9 @@ def two_cases(tmp_path_factory):
 
 
 @pytest.fixture
-def measured(two_cases, tmp_path):
+def measured(two_cases, tmp_path, monkeypatch):
     """A copy of it, to be changed."""
+    monkeypatch.setattr(speed_table, "STEADY", 1e9)
     return Path(shutil.copy(two_cases, tmp_path))
 
 
@@ -174,6 +176,21 @@ def test_merging_replaces_rows_of_the_same_case_and_machine_only(measured):
     assert len(found) == len(table) + 1 and (found.seconds == 7).sum() == 1
 
 
+def test_what_does_not_hold_still_is_not_kept(here, monkeypatch, tmp_path):
+    table, path = speed_table.with_derived(timing.run(TINY)), tmp_path / "speed.csv"
+    table = table.assign(spread=0.1 * table.seconds, matrix_spread=0.1)
+    monkeypatch.setattr(speed_table, "STEADY", 0.15)
+    assert len(speed_table.steady(table)) == len(table) == 3
+    for where, left in ((1, 2), (table.index[table.path == "literal"][0], 0)):
+        assert len(speed_table.steady(table.assign(spread=table.spread.where(table.index != where, 1.0)))) == left
+    assert len(speed_table.steady(table.assign(matrix_spread=0.2))) == 0
+    monkeypatch.setattr(speed_table, "run", lambda case, log: table.assign(matrix_spread=0.2).to_dict("records"))
+    said = []
+    assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0 and "3 of 3 rows spread" in said[0]
+    table.assign(matrix_spread=0.2).to_csv(path, index=False)
+    assert all("more than 15%" in finding for finding in speed_table.check(path)) and speed_table.check(path)
+
+
 def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(measured):
     some, said = [TINY, replace(TINY, batch=4)], []
     found = speed_table.measure_all(some, measured, max_seconds=1e-9, log=said.append)
@@ -185,9 +202,10 @@ def test_readme_rows_are_those_of_the_paper_s_sizes(measured):
     table = speed_table.load(measured)
     assert speed_table.readme_rows(table) == {speed_table.README: []}
     big = table[table.variant == "hcnn"].assign(K=16, Q=32, size=32, peak_mb=100.0, seconds=2.0, literal_seconds=8.0,
-                                                ratio=4.0)
+                                                ratio=4.0, ratio_low=3.5, ratio_high=4.4)
     ((rows),) = speed_table.readme_rows(big).values()
-    assert {row[0]: row[2:] for row in rows}["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0", "1.00")
+    assert {row[0]: row[2:] for row in rows}["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)",
+                                                                               "1.00")
 
 
 def test_the_stored_table_is_read_and_does_not_contradict_itself():

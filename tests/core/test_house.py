@@ -77,3 +77,38 @@ def test_modules_classes_and_functions_are_short():
                    for node in ast.walk(ast.parse(text)) if type(node) in limits]
         long += [f"{path.relative_to(HCNN)}: {name} has {n} lines" for name, n, limit in pieces if n > limit]
     assert long == []
+
+
+def of_one_system(path):
+    """What a module does that Linux, macOS and Windows do not do alike, as "line N: what"."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = {alias.name for alias in node.names} if isinstance(node, (ast.Import, ast.ImportFrom)) else set()
+        names |= {node.attr} if isinstance(node, ast.Attribute) else set()
+        for name in sorted(names & {"fcntl", "resource", "pwd", "sched_getaffinity", "fork", "uname"}):
+            yield f"line {node.lineno}: {name}"
+        if isinstance(node, ast.Attribute) and node.attr.startswith("SIG") and node.attr not in ("SIGTERM", "SIGINT"):
+            yield f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call):
+            given, name = {keyword.arg for keyword in node.keywords}, getattr(node.func, "attr", None)
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            encoded = "encoding" in given or any(mode in ("rb", "wb", "utf-8", "ascii") for mode in modes)
+            if getattr(node.func, "id", name) in ("open", "read_text", "write_text") and not encoded \
+                    and ast.unparse(node.func) not in ("os.open", "Image.open"):
+                yield f"line {node.lineno}: a text file without its encoding"
+            if any(keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in node.keywords):
+                yield f"line {node.lineno}: a process's text without its encoding"
+
+
+def test_no_module_does_what_one_operating_system_alone_can():
+    sources = [*sorted(HCNN.rglob("*.py")), *sorted(HCNN.parent.glob("*.py")), HCNN.parent / "notebooks" / "execute.py",
+               *sorted((HCNN.parent / "site").glob("*.py"))]
+    found = {str(path.relative_to(HCNN.parent)): list(of_one_system(path)) for path in sources}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize("line", [
+    "import fcntl", "n = len(os.sched_getaffinity(0))", "signal.signal(signal.SIGUSR1, f)", "open(name)",
+    "text = path.read_text()", "run(command, text=True)", "path.write_text(text)"])
+def test_what_one_operating_system_alone_can_do_is_found(line, tmp_path):
+    (tmp_path / "module.py").write_text(line, encoding="utf-8")
+    assert len(list(of_one_system(tmp_path / "module.py"))) == 1

@@ -125,7 +125,7 @@ for kernel, own, warps in (
         (fused.gradient_of_maps, dict(stride=1, K=3, ACC=tl.float32, PERIODIC=False, B=512), 4),
         (moments._sums, column | dict(LAST=False, SAMPLES=256), 8),
         (moments._sums, column | dict(LAST=True, SAMPLES=256), 8),
-        (moments._map_gradient, column | dict(LAST=True, ADD=True), 8),
+        (moments._map_gradient, column | dict(LAST=True), 8),
         (moments._normalise, dict(ACC=tl.float32, N=32, BLOCK=32), 16),
         (moments._filter_gradient, dict(ACC=tl.float32, N=32), 4),
         (elu_triton._elu_mean, dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),

@@ -4,10 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import hcnn
@@ -29,6 +32,25 @@ def test_conda_and_pip_install_the_same_versions():
     pins = next(item["pip"] for item in conda if isinstance(item, dict))
     assert sorted(set(pins) - {"-e ."}) == sorted(PROJECT["optional-dependencies"]["reproduce"])
     assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in set(pins) - {"-e ."})
+
+
+def test_the_lock_pins_the_same_versions_names_a_checksum_for_each_and_no_address():
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = re.findall(r"^([a-z0-9-]+==[^ ]+)", lock, re.M)
+    assert set(PROJECT["optional-dependencies"]["reproduce"]) <= set(pins)
+    assert lock.count(" --hash=sha256:") >= len(pins) == len(re.findall(r"^[a-z0-9-]+==.*\\$", lock, re.M))
+    assert "://" not in lock and "@" not in lock
+
+
+@pytest.mark.parametrize("file", [".github/workflows/tests.yml", ".pre-commit-config.yaml",
+                                  ".devcontainer/devcontainer.json", "Dockerfile"])
+def test_every_file_and_make_target_that_a_workflow_names_exists(file):
+    text = (ROOT / file).read_text()
+    if not file.endswith("Dockerfile"):
+        assert yaml.safe_load(text)  # JSON is YAML
+    assert set(re.findall(r"make ([a-z-]+)", text)) <= TARGETS | {"git"}
+    for name in re.findall(r"-r ([a-z.]+)|python -m (hcnn[a-z.]*)", text):
+        assert any((ROOT / part).exists() for part in (name[0] or "-", name[1].replace(".", "/") + ".py"))
 
 
 def test_every_base_dependency_is_a_range_that_is_pinned_for_reproduction():
@@ -64,7 +86,8 @@ def test_every_local_link_leads_somewhere(file):
 def copy(tmp_path):
     """A small repository with the Makefile, a stand-in for the environment's Python that records how it is called."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").write_text("")
+    for file in ("pyproject.toml", "requirements.lock"):
+        (tmp_path / file).write_text("")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text("""#!/bin/sh
@@ -152,3 +175,27 @@ def test_continuous_integration_calls_the_test_command_of_the_readme():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "\nmake test " in script.read_text() and "make test" in (ROOT / "README.md").read_text()
+
+
+def test_a_wheel_holds_the_networks_that_load_knows_with_their_cards(tmp_path):
+    built = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path)]
+    subprocess.run(built, cwd=ROOT, check=True, capture_output=True)
+    code = ("import hcnn, torch; n = hcnn.load('cifar10-hcnn'); print(hcnn.__file__); print(n.folder); "
+            "assert n.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[0] in n.classes")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path / "lib")})
+    package, folder = done.stdout.splitlines()
+    assert Path(package).is_relative_to(tmp_path) and Path(folder).is_relative_to(tmp_path)
+    assert Path(folder).name == hcnn.load("cifar10-hcnn").folder.name
+    card, run = (Path(folder) / "CARD.md").read_text(), hcnn.load("cifar10-hcnn").run
+    assert f"{run['test_accuracy']:.2%}" in card and run["weights_sha256"] in card
+    assert f"{run['epochs_done']} of {run['epochs']} epochs" in card
+
+
+def test_torch_hub_gives_the_trained_network_or_a_fresh_one_of_any_size():
+    hub = partial(torch.hub.load, str(ROOT), "hcnn", source="local", trust_repo=True)
+    assert hub(dataset="cifar100").run["name"] == hcnn.load("cifar100-hcnn").run["name"]
+    fresh = hub(variant="hcnn-plus", pretrained=False, K=4, Q=2)
+    assert isinstance(fresh, hcnn.HCNN) and (fresh.architecture.K, fresh.architecture.Q) == (4, 2)
+    with pytest.raises(ValueError, match="K is that of the trained network"):
+        hub(K=4)

@@ -12,9 +12,7 @@ from hcnn.training.recipe import Recipe
 
 PARAMETERS = dict(
     dataset="cifar10", substitutes=None, architecture=Architecture().as_dict(), recipe=Recipe().as_dict(), seed=0,
-    split="test",
-    train_size=None, precision="fast",
-)
+    split="test", train_size=None, precision="fast")
 
 
 def test_run_name_is_the_same_for_every_order_of_the_parameters():
@@ -39,21 +37,12 @@ def test_every_unusual_parameter_changes_the_name_and_a_new_field_with_its_defau
                    sizes=(16,))
     changes += [dict(recipe=Recipe(**{name: value}).as_dict()) for name, value in recipes.items()]
     names = [runs.run_name(PARAMETERS)] + [runs.run_name(PARAMETERS | change) for change in changes]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) and names[2].startswith("cifar10-for-cifar100-hcnn-")
     assert {f.name for f in fields(Architecture)} == set(usual)
     assert {f.name for f in fields(Recipe)} - set(recipes) == {"milestones", "multipliers", "mean", "std", "lr_rest"}
     older = {key: {} if isinstance(value, dict) else value for key, value in PARAMETERS.items()}
     older["architecture"] = dict(variant="hcnn", padding_mode="zeros")  # from before all other fields
     assert runs.run_name(older) == names[0] and runs.essence(older) == runs.essence(PARAMETERS)
-
-
-def test_a_substituted_data_set_stands_in_the_name():
-    name = runs.run_name(PARAMETERS | dict(dataset="digits", substitutes="cifar10"))
-    assert name.startswith("digits-for-cifar10-hcnn-")
-
-
-def save(folder, **tensors):
-    runs.write_checkpoint(folder, dict(network=tensors), dict(parameters=PARAMETERS, epoch=len(tensors)))
 
 
 def test_a_checkpoint_keeps_every_bit_of_its_tensors_and_numbers(tmp_path):
@@ -64,19 +53,7 @@ def test_a_checkpoint_keeps_every_bit_of_its_tensors_and_numbers(tmp_path):
     found, found_state = runs.read_checkpoint(tmp_path, PARAMETERS)
     assert found_state == state
     torch.testing.assert_close(found, parts, rtol=0, atol=0)
-
-
-def test_no_checkpoint_is_none_and_a_truncated_one_or_that_of_another_run_an_error(tmp_path):
-    assert runs.read_checkpoint(tmp_path, PARAMETERS) is None
-    path = tmp_path / runs.CHECKPOINT
-    save(tmp_path, w=torch.zeros(100))
-    content = path.read_bytes()
-    with pytest.raises(ValueError, match="checkpoint.safetensors belongs to another run; delete it"):
-        runs.read_checkpoint(tmp_path, PARAMETERS | dict(seed=1))
-    for size in (0, 5, 60, len(content) - 1):
-        path.write_bytes(content[:size])
-        with pytest.raises(ValueError, match="checkpoint.safetensors is damaged.*delete it"):
-            runs.read_checkpoint(tmp_path, PARAMETERS)
+    assert runs.read_checkpoint(tmp_path / "another", PARAMETERS) is None
 
 
 def test_tensors_of_other_names_or_shapes_do_not_fit():
@@ -90,12 +67,7 @@ def test_tensors_of_other_names_or_shapes_do_not_fit():
 
 
 def test_an_edited_run_json_is_refused(tmp_path):
-    run = dict(
-        name=runs.run_name(PARAMETERS), parameters=PARAMETERS, epochs=240, epochs_done=3, train_images=50_000,
-        test_images=10_000,
-        classes=[], mean=[], std=[], seconds=1.0, device="cpu", threads=1, data_checksum="0", weights_sha256=None,
-        test_accuracy=0.5,
-        test_loss=1.0, images_per_second=1.0)
+    run = dict(parameters=PARAMETERS, test_accuracy=0.5)
     runs.write_run(tmp_path, run)
     assert {key: value for key, value in runs.read_run(tmp_path).items() if key != "checksum"} == run
     path = tmp_path / runs.RUN

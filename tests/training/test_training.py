@@ -164,6 +164,13 @@ def test_images_grow_over_the_run_and_the_trained_network_keeps_the_last_size(tm
     assert right.mean() == pytest.approx(accuracy) and seen[-1] == (False, 16, 16)
 
 
+def test_an_unfinished_network_takes_images_of_the_size_that_it_was_last_tested_on(tmp_path, stop_after):
+    stop_after(8)  # in the second epoch, which is trained at 6 pixels: five steps, an evaluation's one batch, two steps
+    network, data = load(fit(tmp_path, recipe=SHORT.replace(sizes=(4, 6, 8)))), images()
+    loss, _ = evaluate(network, data.test_images, data.test_labels, network.mean, network.std, size=network.size)
+    assert network.size == 4 and loss == pytest.approx(network.run["test_loss"])
+
+
 @pytest.mark.parametrize("precision, expected", [("fast", [True, True, False]), ("strict", [False, False, False])])
 def test_the_last_epoch_is_tested_in_float32_and_the_others_as_they_are_trained(tmp_path, monkeypatch, precision,
                                                                                  expected):

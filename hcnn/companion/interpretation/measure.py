@@ -14,7 +14,7 @@ from hcnn.companion.interpretation.attributes import attribute_arrays, nearest, 
 from hcnn.companion.interpretation.properties import property_shifts, score_changes
 from hcnn.companion.interpretation.storage import FILE, load_interpretation, save_interpretation
 from hcnn.data.datasets import first_of_every_class
-from hcnn.device import choose_device, provenance, tf32
+from hcnn.device import choose_device, memory_kept, provenance, tf32
 from hcnn.training.run_folder import canonical
 
 
@@ -74,7 +74,7 @@ def interpret(trained, data, asked, batch_size=50, device="auto", log=print):
     """
     home, begin = next(trained.parameters()).device, time.monotonic()
     try:
-        with tf32(False):
+        with tf32(False), memory_kept():
             trained.to(choose_device(device))
             found = _sequences(trained, data, asked, batch_size, log)
             found |= _changes(trained, data, asked, batch_size, log)

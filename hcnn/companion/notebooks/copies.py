@@ -1,6 +1,10 @@
-"""The two forms of a notebook that are kept: stripped except for its checked cells, and executed."""
+"""The two forms of a notebook that are kept: stripped except for its checked cells, and executed.
+
+`python -m hcnn.companion.notebooks.copies FILE ...` strips notebooks, and fails where one was not, as before a commit.
+"""
 
 import os
+import sys
 import time
 from base64 import b64decode, b64encode
 from pathlib import Path
@@ -70,3 +74,19 @@ def refresh(path, log=print):
     write_bytes(path, (nbformat.writes(strip(notebook)) + "\n").encode())
     checked = sum(cell.source.lstrip().startswith(CHECKED) for cell in notebook.cells)
     log(f"{path.stem}: {checked} checked cells, {time.perf_counter() - started:.0f} s")
+
+
+def strip_files(files):
+    """Strip notebooks in place; how many were not as they should be."""
+    changed = 0
+    for path in map(Path, files):
+        before, stripped = (nbformat.read(path, as_version=4) for _ in range(2))
+        if strip(stripped) != before:
+            write_bytes(path, (nbformat.writes(stripped) + "\n").encode())
+            print(f"{path} stripped")
+            changed += 1
+    return changed
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, strip_files(sys.argv[1:])))

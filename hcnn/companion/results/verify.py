@@ -95,7 +95,7 @@ def _expected(run):
 
 def _check_metrics(run):
     """metrics.csv: an epoch a row, the recipe's rates, shares of whole images, sums and ends that run.json names."""
-    with open(run.folder / METRICS, newline="") as file:
+    with open(run.folder / METRICS, newline="", encoding="utf-8") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     if not run.complete:  # the row of an epoch is written before run.json counts it
         rows = rows[:run.epochs_done]

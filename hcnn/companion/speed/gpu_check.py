@@ -140,7 +140,7 @@ def graph(check):
 
 def _epochs(folder):
     """The rows of metrics.csv."""
-    header, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text().splitlines())
+    header, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text("utf-8").splitlines())
     return [dict(zip(header, map(float, row))) for row in rows]
 
 
@@ -177,7 +177,7 @@ def profile(check):
         kind = "cuda" if check.gpu else "cpu"
         path = check.out / f"profile-{variant}.txt"
         path.write_text(seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=30,
-                                                  max_name_column_width=90))
+                                                  max_name_column_width=90), encoding="utf-8")
         check.note(f"{VARIANTS[variant]}: the 30 longest kernels of 10 steps, kernel by kernel, in {path}")
 
 
@@ -203,7 +203,8 @@ def gpu_check(check, max_seconds=MAX_SECONDS, stages=STAGES):
             except Exception as error:  # a check says what has happened, whatever it is
                 failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}; {advice}"
         check.found.update(failed=failure, seconds=round(time.monotonic() - begin, 1))
-        (check.out / "report.json").write_text(json.dumps(check.found, indent=1) + "\n")  # the next may end the process
+        report = json.dumps(check.found, indent=1) + "\n"
+        (check.out / "report.json").write_text(report, "utf-8")  # now: the next stage may end the process
         if failure:
             check.log(f"FAILED at {stage.__name__}: {failure}")
             break

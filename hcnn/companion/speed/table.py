@@ -17,28 +17,31 @@ from hcnn.training.run_folder import write_bytes
 FILE = RESULTS / "tables" / "speed.csv"
 MACHINE = ["device", "processor", "threads", "processes", "torch"]
 KEY = [*MACHINE, "what", "variant", "K", "Q", "batch", "size", "path", "precision"]
-MEASURED = ["rounds", "seconds", "spread", "peak_mb", "literal_seconds", "useful_gflop", "dense_gflop", "matrix_gflops"]
+MEASURED = ["rounds", "seconds", "spread", "peak_mb", "literal_seconds", "ratio_low", "ratio_high", "useful_gflop",
+            "dense_gflop", "matrix_gflops", "matrix_spread"]
 DERIVED = {  # how columns follow from others
     "images_per_second": lambda t: t.batch / t.seconds,
     "ratio": lambda t: t.literal_seconds / t.seconds,
     "useful_share": lambda t: t.useful_gflop / t.seconds / t.matrix_gflops,
     "dense_share": lambda t: t.dense_gflop / t.seconds / t.matrix_gflops,
 }
-MAY_LACK = ("peak_mb", "literal_seconds", "ratio")  # where memory cannot be read; where the literal path is wrong
+# Where memory cannot be read, where the literal path is wrong, in rows from before intervals were kept:
+MAY_LACK = ("peak_mb", "literal_seconds", "ratio", "ratio_low", "ratio_high", "matrix_spread")
+STEADY = 0.15  # the largest quartile range of seconds or yardstick, as a share of the median, that is stored
 PATHS = {
     "literal": "written with PyTorch's convolutions", "folded": "folded", "windowed": "folded, no zeros",
     "unfused": "unfused", "tiled": "fused, in tiles", "fused": "fused, in Triton", "graph": "as a CUDA graph",
 }
-README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio", "memory, share of the former's")
+README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio (95%)", "memory, share of the former's")
 
 
 def cases(device="cpu", threads=2):
     """What `python -m hcnn speed` measures: layer and network of the paper, then one size at a time. Minutes."""
     gpu = device == "cuda"
-    batch, rounds = (50, 20) if gpu else (8, 3)
+    batch, rounds = (50, 20) if gpu else (8, 7)
     own = dict(device=device, threads=threads, batch=batch)
     found = [Case("layer", variant, **own, rounds=rounds) for variant in VARIANTS]
-    found += [Case("network", variant, **own, rounds=max(2, rounds // 2)) for variant in VARIANTS]
+    found += [Case("network", variant, **own, rounds=max(5, rounds // 2)) for variant in VARIANTS]
     small = own | dict(size=32 if gpu else 8, rounds=rounds)
     changes = [dict(K=K) for K in (4, 8, 16, 24, 32)] + [dict(Q=Q) for Q in (9, 16, 64)]
     changes += [dict(batch=n) for n in ((10, 100, 200) if gpu else (2, 32))]
@@ -68,8 +71,12 @@ def measure_all(some, path=FILE, again=False, max_seconds=None, log=print):
             failed.append(name)
             log(f"{name}: FAILED: {error}")
             continue
-        merge(made, path)
-        said = [f"{r.path} {r.precision} {r.seconds:.3g} s ({r.ratio:.1f})" for r in made.itertuples()]
+        kept = steady(made)
+        merge(kept, path)
+        said = [f"{r.path} {r.precision} {r.seconds:.3g} s ({r.ratio:.1f})" for r in kept.itertuples()]
+        if len(kept) < len(made):
+            said.append(f"{len(made) - len(kept)} of {len(made)} rows spread by more than {STEADY:.0%}: not kept, "
+                        "measure again when nothing else runs")
         log(f"{name}: {', '.join(said)}")
     if failed:
         log(f"{len(failed)} of {len(some)} failed: {'; '.join(failed)}")
@@ -85,6 +92,13 @@ def with_derived(rows):
     for name, rule in DERIVED.items():
         found[name] = [float(f"{value:.4g}") for value in rule(found)]
     return found
+
+
+def steady(rows):
+    """Those rows of a case whose seconds, yardstick and literal path hold still."""
+    still = (rows.spread <= STEADY * rows.seconds) & ~(rows.matrix_spread > STEADY)
+    literal = (rows.path == "literal") & (rows.precision == "fp32")
+    return rows[still] if still[literal].all() else rows.head(0)
 
 
 def load(path=FILE):
@@ -129,7 +143,7 @@ def check(path=FILE):
 def _contradictions(row):
     lacking = {column for column in MAY_LACK if isnan(getattr(row, column))}
     for column in MEASURED:
-        least = 0 if column in ("spread", "peak_mb") else 1e-12
+        least = 0 if column in ("spread", "peak_mb", "matrix_spread") else 1e-12
         if column not in lacking and not getattr(row, column) >= least:
             yield f"{column}: {getattr(row, column)} is not positive"
     for column, rule in DERIVED.items():
@@ -137,6 +151,8 @@ def _contradictions(row):
             yield f"{column}: {getattr(row, column)}, the other columns give {rule(row):.4g}"
     if (row.path, row.precision) == ("literal", "fp32") and row.seconds != row.literal_seconds:
         yield f"literal_seconds: {row.literal_seconds} beside {row.seconds}"
+    if row.spread > STEADY * row.seconds or row.matrix_spread > STEADY:
+        yield f"spread: more than {STEADY:.0%} of the median"
     if row.path not in PATHS:
         yield f"path: must be one of {', '.join(PATHS)}, got {row.path!r}"
 
@@ -144,6 +160,11 @@ def _contradictions(row):
 def full_size(stored):
     """The rows of the paper's layer and network: K = 16, Q = 32, 32 x 32 pixels, one process."""
     return stored[(stored.K == 16) & (stored.Q == 32) & (stored["size"] == 32) & (stored.processes == 1)]
+
+
+def _interval(row):
+    """The ratio of the medians, and its 95% interval where it was kept."""
+    return f"{row.ratio:.1f}" + ("" if isnan(row.ratio_low) else f" ({row.ratio_low:.1f} to {row.ratio_high:.1f})")
 
 
 def readme_rows(stored):
@@ -156,6 +177,6 @@ def readme_rows(stored):
         if row.path == chosen(row.device, row.variant, row.precision):
             where = f"{row.processor}, {row.threads} threads" if row.device == "cpu" else row.processor
             shown.append((f"{row.what}, {VARIANTS[row.variant]}, batch {row.batch}, {row.precision}", where,
-                          f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", f"{row.ratio:.1f}",
+                          f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", _interval(row),
                           f"{row.peak_mb / row.peak_mb_literal:.2f}"))
     return {README: shown}

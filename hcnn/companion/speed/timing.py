@@ -12,21 +12,23 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 
 from hcnn.companion.speed.cases import Case, available, multiplications, parity, step_of
-from hcnn.device import device_name, tf32
+from hcnn.device import device_name, memory_kept, tf32
 from hcnn.training.graphed import WARM_UP, GraphedStep
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the yardstick of the machine
 STEP = 3  # times the multiplications of its forward pass: as many for the gradient of the input and of the filters
-BLOCK, YARDSTICK = 0.02, 0.2  # least seconds of a block of steps that are timed together, of the product of matrices
+BLOCK, YARDSTICK = 0.02, 1.0  # least seconds of a block of steps that are timed together, of the product of matrices
 
 
 def run(case, log=print):
@@ -40,6 +42,8 @@ def run(case, log=print):
 def rows(case, answers):
     """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates add up.
 
+    spread: the quartile range of the seconds; ratio_low, ratio_high: 95% of the ratio of medians; matrix_spread: the
+    quartile range of the yardstick as a share of its median.
     Where the literal path failed its check, what is held against it is not a number.
     """
     useful, dense = (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
@@ -49,12 +53,24 @@ def rows(case, answers):
         path, precision = key.split()
         low, _, high = quantiles(seconds, n=4, method="inclusive")
         memory = [a["memory"][key] for a in answers]
+        yardsticks = [a["yardstick"][precision] for a in answers]
+        ratio_low, ratio_high = _ratio_interval(slowest.get("literal fp32"), seconds)
         made.append(dict(
             asdict(case), processor=answers[0]["processor"], torch=answers[0]["torch"], path=path, precision=precision,
             seconds=median(seconds), spread=high - low, peak_mb=None if None in memory else sum(memory),
             literal_seconds=median(slowest.get("literal fp32", [float("nan")])), useful_gflop=useful, dense_gflop=dense,
-            matrix_gflops=sum(a["matrix_gflops"][precision] for a in answers)))
+            ratio_low=ratio_low, ratio_high=ratio_high, matrix_gflops=sum(rate for rate, _ in yardsticks),
+            matrix_spread=max(share for _, share in yardsticks)))
     return made
+
+
+def _ratio_interval(literal, seconds):
+    """95% of median(literal) / median(seconds), rounds drawn again with both that took turns in them."""
+    if literal is None:
+        return float("nan"), float("nan")
+    drawn = bootstrap((literal, seconds), lambda a, b, axis: np.median(a, axis) / np.median(b, axis), paired=True,
+                      method="percentile", rng=0)
+    return drawn.confidence_interval
 
 
 def _children(case):
@@ -62,7 +78,7 @@ def _children(case):
     threads = str(case.threads // case.processes)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, "-m", "hcnn.companion.speed.timing", json.dumps(asdict(case))]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(case.processes)]
     try:
         for child in children:
@@ -91,15 +107,16 @@ def measure(case, ready=lambda: None):
             block[key] = timer.blocked_autorange(min_run_time=BLOCK).number_per_run
     ready()
     seconds = {key: [] for key in steps}
-    for _ in range(case.rounds):
-        for key, timer in timers.items():
-            with tf32(key[1] == "TF32"):
-                seconds[key] += timer.timeit(block[key]).times
+    with memory_kept() if case.device == "cpu" else nullcontext():
+        for _ in range(case.rounds):
+            for key, timer in timers.items():
+                with tf32(key[1] == "TF32"):
+                    seconds[key] += timer.timeit(block[key]).times
     memory = {key: _peak(step, key, case.device) for key, step in steps.items()}
-    rates = {precision: _matrix_rate(case.device, precision, threads) for precision in {key[1] for key in steps}}
+    yardstick = {precision: _matrix_rate(case.device, precision, threads) for precision in {key[1] for key in steps}}
     seconds, memory = ({" ".join(key): value for key, value in found.items()} for found in (seconds, memory))
     return dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__,
-                seconds=seconds, memory=memory, matrix_gflops=rates)
+                seconds=seconds, memory=memory, yardstick=yardstick)
 
 
 def _timer(statement, threads, **names):
@@ -157,7 +174,7 @@ def _peak(step, key, device):
             libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD, in bytes
             step()
             libc.malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+            Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets VmHWM
         except OSError:
             return None
         before = _status("VmRSS")
@@ -167,16 +184,16 @@ def _peak(step, key, device):
 
 def _status(name):
     """Bytes, from what Linux says of this process."""
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
+    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.M)[1])
 
 
 def _matrix_rate(device, precision, threads):
-    """Billions of operations a second of a large matrix product: the yardstick of the machine."""
+    """(billions of operations a second of a large matrix product, quartile range / median): the machine's yardstick."""
     n, dtype = MATRIX[device], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with tf32(precision == "TF32"):
-        product = _timer("torch.mm(a, b)", threads, torch=torch, a=a, b=b)
-        return 2 * n**3 / product.blocked_autorange(min_run_time=YARDSTICK).median / 1e9
+        product = _timer("torch.mm(a, b)", threads, torch=torch, a=a, b=b).blocked_autorange(min_run_time=YARDSTICK)
+    return 2 * n**3 / product.median / 1e9, product.iqr / product.median
 
 
 def main(case):
