@@ -180,13 +180,13 @@ def test_what_does_not_hold_still_is_not_kept(here, monkeypatch, tmp_path):
     table, path = speed_table.with_derived(timing.run(TINY)), tmp_path / "speed.csv"
     table = table.assign(spread=0.1 * table.seconds, matrix_spread=0.1)
     monkeypatch.setattr(speed_table, "STEADY", 0.15)
-    assert len(speed_table.steady(table)) == len(table) == 3
-    for where, left in ((1, 2), (table.index[table.path == "literal"][0], 0)):
+    assert len(speed_table.steady(table)) == len(table) >= 3  # more where the processor multiplies in bf16
+    for where, left in ((1, len(table) - 1), (table.index[table.path == "literal"][0], 0)):
         assert len(speed_table.steady(table.assign(spread=table.spread.where(table.index != where, 1.0)))) == left
     assert len(speed_table.steady(table.assign(matrix_spread=0.2))) == 0
     monkeypatch.setattr(speed_table, "run", lambda case, log: table.assign(matrix_spread=0.2).to_dict("records"))
     said = []
-    assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0 and "3 of 3 rows spread" in said[0]
+    assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0 and f"{len(table)} of {len(table)} rows spread" in said[0]
     table.assign(matrix_spread=0.2).to_csv(path, index=False)
     assert all("more than 15%" in finding for finding in speed_table.check(path)) and speed_table.check(path)
 

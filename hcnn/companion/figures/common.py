@@ -89,3 +89,14 @@ def learning_curves(curves, title):
     for ax in axes.flat[len(settings):]:
         ax.axis("off")
     return finished(fig, title)
+
+
+def shares_by_depth(shares, title):
+    """shares: {name: {j: a share of 1}}; a line a name, against the depth."""
+    fig, ax = grid_of_axes(width=6)
+    for (name, by_depth), colour in zip(shares.items(), (GREY, NEW)):
+        ax.plot(by_depth.keys(), by_depth.values(), "o-", color=colour, label=name)
+    ax.set(xlabel="depth j", ylabel="share of the variance of $x_j$", ylim=(0, 1.02), xticks=list(by_depth))
+    ax.legend(frameon=False)
+    ax.grid(alpha=0.3)
+    return finished(fig, title)

@@ -13,6 +13,7 @@ from hcnn.companion.results.runs import Run, data_title, learning_curves, load_r
 from hcnn.companion.results.tables import beside_paper
 from hcnn.data.augment import augment
 from hcnn.data.datasets import Dataset, load_dataset, split_dataset
+from hcnn.network import build
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
 from hcnn.training.trained import load
@@ -97,6 +98,27 @@ def curves(training, run):
     """Learning curves, after the first epoch."""
     if run.epochs_done:
         drawing.learning_curves(learning_curves([run]), f"{training.title}, seed {run.seed}")
+
+
+@torch.no_grad()
+def between_images(training, run, n=100):
+    """The share of the variance of x_j that lies between images, at every depth, before and after training: a figure.
+
+    Over n test images: the variance over images at every index (v, u), averaged, over that of all numbers of x_j; both
+    networks in training mode, with the statistics of these images.
+    """
+    if not run.epochs_done:
+        return
+    trained = load(run.folder).to("cpu").train()
+    untrained = build(trained.architecture, torch.Generator().manual_seed(run.seed))
+    images = trained.prepare(training.images.test_images[:n])
+    shares = {}
+    for name, network in ("before training", untrained), ("after", trained.network):
+        x, shares[name] = images, {}
+        for j in range(1, trained.architecture.J + 1):
+            x = network.layer(x, j)
+            shares[name][j] = float(x.var(0, correction=0).mean() / x.var(correction=0))
+    return drawing.shares_by_depth(shares, f"{training.title}, {run.label}: variance between images")
 
 
 def predictions(training, run, n=16):
