@@ -12,7 +12,7 @@ from torch import nn
 from hcnn.architecture import RULES, Architecture
 from hcnn.geometry import Geometry
 from hcnn.normalisation import AttributeNorm, update_running
-from hcnn.operators import choice, folding, moments
+from hcnn.operators import choice, folding, fourier, moments
 from hcnn.operators.convolution import spatial_conv
 from hcnn.operators.fused import elu_over
 
@@ -87,32 +87,38 @@ class AttributeConv(nn.Module):
         path = self.path_for(x)
         if path == "fused" and marginal:
             return choice.PATHS[path](self, x, marginal)
-        out = choice.PATHS[path](self, x, *(() if path == "fused" else self._operator(x)))
+        out = choice.PATHS[path](self, x, *(() if path == "fused" else self._operator(x, path)))
         return out.view(len(x), *self.out_grid, self.filters, *out.shape[-2:])
 
     def path_for(self, x):
         """Which of `operators.choice.PATHS` computes this input."""
         return self.path or choice.choose(self, x)
 
-    def _operator(self, x):
+    def _operator(self, x, path):
         """Kernel and bias, for HCNN(+) matrix, bias, h and b, for this input; kept in evaluation without gradients."""
         with torch.autocast(x.device.type, enabled=False):
             if self.training or torch.is_grad_enabled():
                 self._cache = None
-                return self._build(x)
-            key = [(t._version, t.data_ptr(), t.dtype, t.device) for t in (*self.parameters(), *self.buffers())]
+                return self._build(x, path)
+            tensors = *self.parameters(), *self.buffers()
+            key = [path, *((t._version, t.data_ptr(), t.dtype, t.device) for t in tensors)]
             if self._cache is None or self._cache[0] != key:
-                self._cache = key, self._build(x)
+                self._cache = key, self._build(x, path)
             return self._cache[1]
 
-    def _build(self, x):
+    def _build(self, x, path):
         if self.Q is None:
-            return folding.direct_operator(self.w, self.bias, self.table, self.reads)
-        h, b = folding.normalised_filters(self.h, *self.statistics_of(x), self.scale, self.shift, self.eps)
-        bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
-        if not self.elu:
-            return folding.folded_operator(h, b, self.g, bias, self.table, self.reads)
-        return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
+            w, bias = self.w.flatten(1, -3).transpose(0, 1), self.bias
+            bias = None if bias is None else bias.repeat(len(self.reads))
+        else:
+            bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
+            h, b = folding.normalised_filters(self.h, *self.statistics_of(x), self.scale, self.shift, self.eps)
+            if self.elu:
+                return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
+            w, bias = folding.folded_taps(h, b, self.g, bias, self.reads)
+        if path == "fourier":
+            return fourier.transformed_kernel(w, self.grid, self.support, self.along), bias
+        return folding.spatial_kernel(w, self.table, self.reads), bias
 
     def statistics_of(self, x):
         """Mean and variance of x * h_q: the running ones, in training those of this batch, which move the running."""

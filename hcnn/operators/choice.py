@@ -5,16 +5,14 @@ has built: kernel and bias of HCNN, or matrix, bias, h and b of HCNN(+); `fused`
 outputs * filters, height', width').
 """
 
-from math import prod
-
-import torch
 import torch.nn.functional as F
 
-from hcnn.operators.convolution import spatial_conv, windowed_conv, windows
+from hcnn.operators.convolution import spatial_conv
+from hcnn.operators.fourier import fourier_conv, saving
 from hcnn.operators.fused import fused, input_dtype, why_not
 from hcnn.operators.tiled import tiled_product
 
-SPARE = 0.75  # share of the dense work below which windows are worth their copies
+SAVING = 3.5  # times fewer products from which a Fourier transform is worth its passes over memory
 
 
 def convolution(layer, x, matrix, bias, h=None, b=None):
@@ -25,13 +23,10 @@ def convolution(layer, x, matrix, bias, h=None, b=None):
     return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias)
 
 
-def windowed(layer, x, kernel, bias):
-    """HCNN in parts without the structural zeros along the last attribute."""
-    outer, k = (prod(layer.out_grid[:-1]), layer.out_grid[-1], layer.filters), layer.spatial_support
-    inner = prod(layer.grid[:-1]), layer.grid[-1]
-    bias = kernel.new_zeros(outer) if bias is None else bias.view(outer)
-    x, kernel = x.reshape(len(x), *inner, *x.shape[-2:]), kernel.view(*outer, *inner, k, k)
-    return windowed_conv(x, kernel, bias, _windows(layer), layer.space).flatten(1, 3)
+def fourier(layer, x, kernel, bias):
+    """HCNN on a CPU, transformed along the last attribute."""
+    return fourier_conv(x, kernel, bias, grid=layer.grid, support=layer.support, filters=layer.filters,
+                        along=layer.along, space=layer.space)
 
 
 def tiled(layer, x, matrix, bias, h, b):
@@ -40,7 +35,7 @@ def tiled(layer, x, matrix, bias, h, b):
                          along=layer.along, space=layer.space)
 
 
-PATHS = {path.__name__: path for path in (convolution, windowed, tiled, fused)}
+PATHS = {path.__name__: path for path in (convolution, fourier, tiled, fused)}
 
 
 def choose(layer, x):
@@ -51,10 +46,5 @@ def choose(layer, x):
         return "fused" if fusible else "convolution"
     if layer.elu and layer.Q is not None:
         return "tiled"
-    read = sum((o_end - o) * (i_end - i) for o, o_end, i, i_end in _windows(layer))
-    spare = read < SPARE * layer.out_grid[-1] * layer.grid[-1] and not torch.is_autocast_enabled("cpu")
-    return "windowed" if spare else "convolution"
-
-
-def _windows(layer):
-    return windows(layer.grid[-1], layer.support[-1], layer.along, 2)
+    saves = layer.Q is not None and saving(layer.grid, layer.support, layer.along) >= SAVING
+    return "fourier" if saves else "convolution"

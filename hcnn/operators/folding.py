@@ -77,26 +77,30 @@ def normalised_filters(h, mean, var, scale, shift, eps):
     return gain[:, None, None] * h, shift - gain * mean
 
 
-def folded_operator(h, b, g, bias, table, reads):
-    """HCNN: h, normalisation and g as one spatial convolution from all input attributes to all outputs, equation (8).
+def folded_taps(h, b, g, bias, reads):
+    """HCNN: h, normalisation and g as filters w, equation (8): (taps, filters, k, k), and a bias (outputs * filters,).
 
-    h, b: from `normalised_filters`. Returns kernel (outputs * filters, inputs, k, k) and bias (outputs * filters,).
-    With zeros the constant b_q is seen through the taps inside the grid only, so the bias depends on the output
-    position.
+    h, b: from `normalised_filters`. With zeros the constant b_q is seen through the taps inside the grid only, so the
+    bias depends on the output position.
     """
     taps = g.flatten(2)  # (filters, Q, taps)
-    w = torch.einsum("fqt,qp->tfp", taps, h.flatten(1))
-    kernel = spread_taps(w, table, reads).transpose(1, 2)  # (outputs, filters, inputs, k * k)
+    w = torch.einsum("fqt,qp->tfp", taps, h.flatten(1)).unflatten(2, h.shape[1:])
     constant = torch.einsum("fqt,q,ot->of", taps, b, (reads >= 0).to(b.dtype)) + bias
-    return kernel.reshape(-1, kernel.shape[2], *h.shape[1:]), constant.flatten()
+    return w, constant.flatten()
 
 
-def direct_operator(w, bias, table, reads):
-    """The same for filters w (filters, *support, k, k) that are not factorised."""
-    filters, k = len(w), w.shape[-1]
-    taps = w.reshape(filters, -1, k * k).transpose(0, 1)
-    kernel = spread_taps(taps, table, reads).transpose(1, 2)
-    return kernel.reshape(-1, kernel.shape[2], k, k), None if bias is None else bias.repeat(table.shape[1])
+def spatial_kernel(w, table, reads):
+    """Filters w (taps, filters, k, k) as one spatial convolution from all input attributes to all outputs: (outputs *
+    filters, inputs, k, k).
+    """
+    kernel = spread_taps(w, table, reads).transpose(1, 2)  # (outputs, filters, inputs, k, k)
+    return kernel.flatten(0, 1)
+
+
+def folded_operator(h, b, g, bias, table, reads):
+    """HCNN: the kernel and the bias of one spatial convolution that is W_j, from `folded_taps` and `spatial_kernel`."""
+    w, bias = folded_taps(h, b, g, bias, reads)
+    return spatial_kernel(w, table, reads), bias
 
 
 def mixing_matrix(g, table, reads):

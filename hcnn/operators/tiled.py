@@ -7,20 +7,42 @@ with p_v(u) the patches of attribute v, u the positions of a tile, o = (attribut
 large as the input; neither it nor the patches of a whole minibatch are stored: the backward pass makes each tile
 again.
 
-Structural zeros are skipped along the last attribute (`convolution.windows`): it is the slowest index of v here, so
+Structural zeros are skipped along the last attribute (`windows`): it is the slowest index of v here, so
 that a window of it is contiguous. With 16 values, support 11 and zeros, 66% of the dense work is left.
 """
 
+from functools import cache
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hcnn.operators.convolution import pad_space, windows
+from hcnn.operators.convolution import pad_space
 
 TILE_BYTES = 2**22  # of z: what the caches of two cores hold
 OUTPUTS, INPUTS = 2, 4  # values of the last attribute that one matrix product writes, and whose gradient one makes
+
+
+@cache
+def windows(n, support, geometry, width, transposed=False):
+    """Groups of `width` outputs along an attribute of n, or of more where these read the same, each with the window of
+    inputs that it reads: outside it all is zero.
+
+    A list of (first output, end, first input, end); transposed: of groups of inputs with the outputs that read them.
+    """
+    touched = [{i for i in row if i >= 0} for row in geometry.reads(n, support)]
+    if transposed:
+        touched = [{o for o, row in enumerate(touched) if i in row} for i in range(n)]
+    groups = []
+    for first in range(0, len(touched), width):
+        end = min(first + width, len(touched))
+        touches = set().union(*touched[first:end])
+        window = min(touches, default=0), max(touches, default=-1) + 1
+        if groups and groups[-1][2:] == window:  # one product, where nothing more can be left out
+            first = groups.pop()[0]
+        groups.append((first, end, *window))
+    return groups
 
 
 def _tiles(batch, height, width, columns):

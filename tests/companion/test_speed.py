@@ -107,7 +107,7 @@ def test_a_path_that_computes_something_else_is_not_timed_and_the_others_are(her
     said = []
     table = speed_table.with_derived(timing.run(TINY, said.append))
     assert said == [f"hcnn {wrong} fp32 is wrong and not timed: error 1.0e-03, rounding explains 1.0e-06"]
-    assert (wrong, "fp32") not in set(zip(table.path, table.precision)) and "windowed" in set(table.path)
+    assert (wrong, "fp32") not in set(zip(table.path, table.precision)) and "fourier" in set(table.path)
     assert table.ratio.isna().all() == (wrong == "literal"), "nothing is held against a literal path that is wrong"
 
 
@@ -128,7 +128,7 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
 
 def test_two_processes_measure_at_the_same_time_and_one_that_fails_is_an_error(capfd):
     first, second = timing._children(replace(TINY, processes=2, threads=2, rounds=1))
-    assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "windowed fp32"}
+    assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "fourier fp32"}
     assert min(rate for rate, _ in first["yardstick"].values()) > 0 and min(first["memory"].values()) >= 0
     with pytest.raises(RuntimeError, match="failed"):
         timing._children(replace(TINY, device="nowhere"))
@@ -156,7 +156,7 @@ def measured(two_cases, tmp_path, monkeypatch):
 def test_measured_rows_pass_and_a_number_changed_by_hand_is_found(measured):
     table = speed_table.load(measured)
     assert speed_table.check(measured) == [] and (table.rounds == 2).all()
-    assert set(table.path) == {"literal", "folded", "windowed", "unfused", "tiled"} and set(table.processes) == {1, 2}
+    assert set(table.path) == {"literal", "folded", "fourier", "unfused", "tiled"} and set(table.processes) == {1, 2}
     for column in [*speed_table.DERIVED, "seconds", "literal_seconds", "batch"]:
         changed = table.astype({column: float})
         changed.loc[1, column] *= 1.1
@@ -186,7 +186,8 @@ def test_what_does_not_hold_still_is_not_kept(here, monkeypatch, tmp_path):
     assert len(speed_table.steady(table.assign(matrix_spread=0.2))) == 0
     monkeypatch.setattr(speed_table, "run", lambda case, log: table.assign(matrix_spread=0.2).to_dict("records"))
     said = []
-    assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0 and f"{len(table)} of {len(table)} rows spread" in said[0]
+    assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0
+    assert f"{len(table)} of {len(table)} rows spread" in said[0]
     table.assign(matrix_spread=0.2).to_csv(path, index=False)
     assert all("more than 15%" in finding for finding in speed_table.check(path)) and speed_table.check(path)
 

@@ -19,7 +19,7 @@ from hcnn.operators import tiled
 from hcnn.operators.choice import choose
 
 # with ELU between h and g
-PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("windowed", False)]
+PATHS = [("convolution", True), ("tiled", True), ("convolution", False), ("fourier", False)]
 
 
 def layer_on(path, elu, grid=(4, 8), support=(3, 5), filters=3, Q=4, **options):
@@ -82,7 +82,7 @@ def test_windows_hold_all_that_is_read_and_begin_and_end_with_it():
         geometry = Geometry(stride, *boundary)
         pairs = {(o, i) for o, row in enumerate(geometry.reads(n, support)) for i in row if i >= 0}
         for transposed in (False, True):
-            groups = ops.windows(n, support, geometry, width, transposed)
+            groups = tiled.windows(n, support, geometry, width, transposed)
             covered = [o for first, end, *_ in groups for o in range(first, end)]
             assert covered == list(range(n if transposed else geometry.outputs(n)))
             for first, end, lo, hi in groups:
@@ -93,11 +93,9 @@ def test_windows_hold_all_that_is_read_and_begin_and_end_with_it():
 def test_which_path_is_taken():
     x, large = torch.randn(1, 8, 16, 4, 4), dict(grid=(8, 16), filters=16)
     assert choose(AttributeConv(**large, elu=True), x) == "tiled"
-    assert choose(AttributeConv(**large), x) == "windowed"
-    assert choose(AttributeConv(**large, padding_mode="periodic"), x) == "convolution"  # every window is whole
-    assert choose(AttributeConv((4, 8), 8), x) == "convolution"
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert choose(AttributeConv(**large), x) == "convolution"
+    assert choose(AttributeConv(**large), x) == choose(AttributeConv(**large, padding_mode="periodic"), x) == "fourier"
+    assert choose(AttributeConv((4, 8), 8), x) == "convolution"  # too short for its transform to save much
+    assert choose(AttributeConv((16, 7), 8, padding_mode="periodic"), x) == "convolution"  # it has none
     assert AttributeConv((4, 8), 8, (3, 5), Q=None, elu=True)(torch.randn(1, 4, 8, 4, 4)).shape == (1, 2, 4, 8, 4, 4)
 
 

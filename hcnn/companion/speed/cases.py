@@ -4,8 +4,8 @@ A `Case` is one network or layer on one machine; `timing` measures it. The paths
 
 literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of
 every ratio. folded, unfused: one convolution of all attributes (HCNN); ELU(x * h) in memory, then a matrix product
-(HCNN(+)). windowed: folded without structural zeros. tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in Triton on
-the GPU. graph: the path of the network by default, as a CUDA graph.
+(HCNN(+)). fourier: folded, transformed along the last attribute. tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in
+Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from hcnn.network import HCNN, AttributeConv
 from hcnn.reference import literal_attribute_conv
 
 PATHS = {  # operators.choice.PATHS: their names here, for HCNN and HCNN(+)
-    "hcnn": {"convolution": "folded", "windowed": "windowed", "fused": "fused"},
+    "hcnn": {"convolution": "folded", "fourier": "fourier", "fused": "fused"},
     "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
@@ -97,7 +97,7 @@ def available(case):
     if case.variant == "hcnn-plus":
         paths |= {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
     else:
-        paths |= {"folded": precisions, "windowed": [] if gpu else ["fp32"], "fused": precisions if gpu else []}
+        paths |= {"folded": precisions, "fourier": [] if gpu else precisions, "fused": precisions if gpu else []}
     if gpu and case.what == "network":
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
     found = [(path, p) for path, those in paths.items() for p in those]
@@ -110,7 +110,7 @@ def available(case):
 def chosen(device, variant, precision):
     """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
     if variant == "hcnn":
-        return "windowed" if (device, precision) == ("cpu", "fp32") else "folded"
+        return "fourier" if device == "cpu" else "folded"
     return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
 
 
