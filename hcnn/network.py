@@ -107,6 +107,7 @@ class AttributeConv(nn.Module):
             return self._cache[1]
 
     def _build(self, x, path):
+        rest = ()
         if self.Q is None:
             w, bias = self.w.flatten(1, -3).transpose(0, 1), self.bias
             bias = None if bias is None else bias.repeat(len(self.reads))
@@ -114,11 +115,12 @@ class AttributeConv(nn.Module):
             bias = self.g.new_zeros(self.filters) if self.bias is None else self.bias
             h, b = folding.normalised_filters(self.h, *self.statistics_of(x), self.scale, self.shift, self.eps)
             if self.elu:
-                return folding.mixing_matrix(self.g, self.table, self.reads), bias.repeat(len(self.reads)), h, b
-            w, bias = folding.folded_taps(h, b, self.g, bias, self.reads)
+                w, bias, rest = self.g.flatten(2).permute(2, 0, 1), bias.repeat(len(self.reads)), (h, b)
+            else:
+                w, bias = folding.folded_taps(h, b, self.g, bias, self.reads)
         if path == "fourier":
-            return fourier.transformed_kernel(w, self.grid, self.support, self.along), bias
-        return folding.spatial_kernel(w, self.table, self.reads), bias
+            return fourier.transformed_kernel(w, self.grid, self.support, self.along), bias, *rest
+        return folding.spatial_kernel(w, self.table, self.reads), bias, *rest
 
     def statistics_of(self, x):
         """Mean and variance of x * h_q: the running ones, in training those of this batch, which move the running."""

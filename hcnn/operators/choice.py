@@ -20,22 +20,24 @@ def convolution(layer, x, matrix, bias, h=None, b=None):
     if h is None:
         return spatial_conv(x.flatten(1, -3), matrix, bias, layer.space)
     z = F.elu(spatial_conv(x.reshape(-1, 1, *x.shape[-2:]), h[:, None], b, layer.space), inplace=True)
-    return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias)
+    return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix.flatten(1)[..., None, None], bias)
 
 
-def fourier(layer, x, kernel, bias):
-    """HCNN on a CPU, transformed along the last attribute."""
+def tiled(layer, x, matrix, bias, h, b, transformed=False):
+    """HCNN(+) on a CPU, z tile by tile."""
+    return tiled_product(x, matrix, bias, h, b, grid=layer.grid, support=layer.support, filters=layer.filters,
+                         along=layer.along, space=layer.space, transformed=transformed)
+
+
+def fourier(layer, x, kernel, bias, h=None, b=None):
+    """On a CPU, transformed along the last attribute."""
+    if h is not None:
+        return tiled(layer, x, kernel, bias, h, b, transformed=True)
     return fourier_conv(x, kernel, bias, grid=layer.grid, support=layer.support, filters=layer.filters,
                         along=layer.along, space=layer.space)
 
 
-def tiled(layer, x, matrix, bias, h, b):
-    """HCNN(+) on a CPU, z tile by tile."""
-    return tiled_product(x, matrix, bias, h, b, grid=layer.grid, support=layer.support, filters=layer.filters,
-                         along=layer.along, space=layer.space)
-
-
-PATHS = {path.__name__: path for path in (convolution, fourier, tiled, fused)}
+PATHS = {path.__name__: path for path in (convolution, tiled, fourier, fused)}
 
 
 def choose(layer, x):
@@ -44,7 +46,8 @@ def choose(layer, x):
         useful = layer.Q is not None and (layer.elu or layer.training)  # HCNN has nothing to make when it evaluates
         fusible = useful and why_not(layer, x.device, input_dtype(x), tuple(x.shape[-2:]), len(x)) is None
         return "fused" if fusible else "convolution"
-    if layer.elu and layer.Q is not None:
-        return "tiled"
-    saves = layer.Q is not None and saving(layer.grid, layer.support, layer.along) >= SAVING
-    return "fourier" if saves else "convolution"
+    if layer.Q is None:
+        return "convolution"
+    if saving(layer.grid, layer.support, layer.along) >= SAVING:
+        return "fourier"
+    return "tiled" if layer.elu else "convolution"

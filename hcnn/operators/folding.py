@@ -90,11 +90,11 @@ def folded_taps(h, b, g, bias, reads):
 
 
 def spatial_kernel(w, table, reads):
-    """Filters w (taps, filters, k, k) as one spatial convolution from all input attributes to all outputs: (outputs *
-    filters, inputs, k, k).
+    """Filters w (taps, filters, ...) along the attributes as a matrix: (outputs * filters, inputs, ...).
+
+    With HCNN's w (taps, filters, k, k) it is the kernel of one spatial convolution; HCNN(+)'s g is (taps, filters, Q).
     """
-    kernel = spread_taps(w, table, reads).transpose(1, 2)  # (outputs, filters, inputs, k, k)
-    return kernel.flatten(0, 1)
+    return spread_taps(w, table, reads).transpose(1, 2).flatten(0, 1)
 
 
 def folded_operator(h, b, g, bias, table, reads):
@@ -105,5 +105,4 @@ def folded_operator(h, b, g, bias, table, reads):
 
 def mixing_matrix(g, table, reads):
     """HCNN(+): g along the attributes as a matrix (outputs * filters, inputs * Q)."""
-    matrix = spread_taps(g.flatten(2).permute(2, 0, 1), table, reads)  # (outputs, inputs, filters, Q)
-    return matrix.transpose(1, 2).flatten(0, 1).flatten(1)
+    return spatial_kernel(g.flatten(2).permute(2, 0, 1), table, reads).flatten(1)

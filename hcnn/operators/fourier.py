@@ -79,16 +79,16 @@ def saving(grid, support, geometry):
 
 
 def transformed_kernel(w, grid, support, geometry):
-    """The kernel of the grouped convolution of filters w (taps, filters, k, k), such as those of `folding.folded_taps`.
+    """The kernel of the grouped convolution, or HCNN(+)'s product, of filters w as `folding.spatial_kernel` takes them.
 
-    Returns (G * outer outputs * filters, r * outer inputs, k, k), outer: of all attributes but the last.
+    Returns (G * outer outputs * filters, r * outer inputs, ...), outer: of all attributes but the last.
     """
     outer = grid[:-1], support[:-1], geometry
     table, reads = (f(*outer).to(w.device) for f in (tap_table, tap_reads))
     W = products(grid[-1], support[-1], geometry)[1].to(w)
-    w = torch.einsum("grs,tsfyx->tgrfyx", W, w.unflatten(0, (-1, support[-1])))
-    w = spread_taps(w, table, reads)  # (outputs, inputs, G, r, filters, k, k)
-    return w.permute(2, 0, 4, 3, 1, 5, 6).flatten(3, 4).flatten(0, 2)
+    w = torch.einsum("grs,ts...->tgr...", W, w.unflatten(0, (-1, support[-1])))
+    w = spread_taps(w, table, reads)  # (outputs, inputs, G, r, filters, ...)
+    return w.movedim((2, 0, 4, 3, 1), (0, 1, 2, 3, 4)).flatten(3, 4).flatten(0, 2)
 
 
 def _along(matrix, x, out):

@@ -1,4 +1,4 @@
-"""The Fourier transform along an attribute: exact on every axis that has one, in few products, as accurate as without."""
+"""The Fourier transform along an attribute: exact on every axis that has one, few products, as accurate as without."""
 
 from itertools import product
 

@@ -4,8 +4,8 @@ A `Case` is one network or layer on one machine; `timing` measures it. The paths
 
 literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of
 every ratio. folded, unfused: one convolution of all attributes (HCNN); ELU(x * h) in memory, then a matrix product
-(HCNN(+)). fourier: folded, transformed along the last attribute. tiled: HCNN(+) in tiles on the CPU. fused: HCNN(+) in
-Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
+(HCNN(+)). tiled: HCNN(+) in tiles on the CPU. fourier: folded, or in tiles, and transformed along the last attribute, on
+the CPU. fused: HCNN(+) in Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from hcnn.reference import literal_attribute_conv
 
 PATHS = {  # operators.choice.PATHS: their names here, for HCNN and HCNN(+)
     "hcnn": {"convolution": "folded", "fourier": "fourier", "fused": "fused"},
-    "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fused": "fused"},
+    "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fourier": "fourier", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
 SUPPORT = (7, 11)
@@ -93,11 +93,11 @@ def available(case):
     gpu = case.device == "cuda"
     bf16 = autocast_dtype("fast", torch.device(case.device)) == torch.bfloat16
     precisions = [p for p in PRECISIONS if p == "fp32" or (p == "TF32" and gpu) or (p == "bf16" and bf16)]
-    paths = {"literal": precisions}
+    paths, on_cpu = {"literal": precisions}, [] if gpu else precisions
     if case.variant == "hcnn-plus":
-        paths |= {"unfused": precisions, "tiled": [] if gpu else precisions, "fused": ["bf16"] if gpu and bf16 else []}
+        paths |= {"unfused": precisions, "tiled": on_cpu, "fourier": on_cpu, "fused": ["bf16"] if gpu and bf16 else []}
     else:
-        paths |= {"folded": precisions, "fourier": [] if gpu else precisions, "fused": precisions if gpu else []}
+        paths |= {"folded": precisions, "fourier": on_cpu, "fused": precisions if gpu else []}
     if gpu and case.what == "network":
         paths["graph"] = ["bf16"] if bf16 else ["fp32"]
     found = [(path, p) for path, those in paths.items() for p in those]
@@ -109,9 +109,9 @@ def available(case):
 
 def chosen(device, variant, precision):
     """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
-    if variant == "hcnn":
-        return "fourier" if device == "cpu" else "folded"
-    return "tiled" if device == "cpu" else "fused" if precision == "bf16" else "unfused"
+    if device == "cpu":
+        return "fourier"
+    return "folded" if variant == "hcnn" else "fused" if precision == "bf16" else "unfused"
 
 
 def _literal(o):

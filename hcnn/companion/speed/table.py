@@ -29,7 +29,7 @@ DERIVED = {  # how columns follow from others
 MAY_LACK = ("peak_mb", "literal_seconds", "ratio", "ratio_low", "ratio_high", "matrix_spread")
 STEADY = 0.15  # the largest quartile range of seconds or yardstick, as a share of the median, that is stored
 PATHS = {
-    "literal": "written with PyTorch's convolutions", "folded": "folded", "fourier": "folded, Fourier transform",
+    "literal": "written with PyTorch's convolutions", "folded": "folded", "fourier": "Fourier transform",
     "unfused": "unfused", "tiled": "fused, in tiles", "fused": "fused, in Triton", "graph": "as a CUDA graph",
 }
 README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio (95%)", "memory, share of the former's")
