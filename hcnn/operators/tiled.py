@@ -70,7 +70,7 @@ class _TiledProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, matrix, bias, h, M, V, dtype, size, k, stride):
-        x, factor, h, M, V = (t.to(dtype) for t in (x, matrix, h, M, V))
+        x, factor, h = (t.to(dtype) for t in (x, matrix, h))
         ctx.save_for_backward(x, factor, h, M, V)
         ctx.rule, ctx.sums, (B_out, A_out, filters) = (size, k, stride), matrix.dtype, bias.shape
         out = x.new_empty(len(x), A_out, B_out, filters, *size)
@@ -114,8 +114,8 @@ def _tiles_of(x, h, size):
 
 
 def _mixed(matrix, t):
-    """The matrix times t, whose slowest index it sums; t itself for the matrix 1."""
-    return t if matrix.numel() == 1 else matrix @ t.view(matrix.shape[1], -1)
+    """The matrix times t, whose slowest index it sums, in the precision of the matrix; t itself for the matrix 1."""
+    return t if matrix.numel() == 1 else (matrix @ t.view(matrix.shape[1], -1).to(matrix.dtype)).to(t.dtype)
 
 
 def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, along, space, transformed=False):
