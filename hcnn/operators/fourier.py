@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from hcnn.operators.convolution import pad_space
 from hcnn.operators.folding import HALVING, spread_taps, tap_reads, tap_table
 
-TILE_BYTES = 2**22  # of what the groups write: images are taken together while the caches hold it
+TILE_BYTES = 2**21  # of what the groups write: images are taken together while the caches hold it
 
 
 @cache
@@ -94,7 +94,7 @@ def transformed_kernel(w, grid, support, geometry):
 def _along(matrix, x, out):
     """out[i, a] = matrix x[i, a] for every image i and outer attribute a; their rows need not be neighbours."""
     for image, into in zip(x, out):
-        for rows, result in zip(image, into):
+        for rows, result in zip(image, into):  # not as a batch: with two threads that takes twice as long
             torch.mm(matrix, rows, out=result)
     return out
 

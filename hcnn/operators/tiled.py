@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from hcnn.operators.convolution import pad_space
 from hcnn.operators.fourier import products
 
-TILE_BYTES = 2**22  # of z: what the caches of two cores hold
+TILE_BYTES = 2**21  # of z: what is made of it is as large again or twice, and should stay in the caches
 
 
 def _tiles(batch, height, width, columns):
