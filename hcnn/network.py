@@ -120,7 +120,7 @@ class AttributeConv(nn.Module):
                 w, bias = folding.folded_taps(h, b, self.g, bias, self.reads)
         if path == "fourier":
             return fourier.transformed_kernel(w, self.grid, self.support, self.along), bias, *rest
-        return folding.spatial_kernel(w, self.table, self.reads), bias, *rest
+        return folding.attribute_matrix(w, self.table, self.reads), bias, *rest
 
     def statistics_of(self, x):
         """Mean and variance of x * h_q: the running ones, in training those of this batch, which move the running."""

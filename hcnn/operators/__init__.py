@@ -16,11 +16,10 @@ Shapes: x is (batch, *grid, height, width) with grid = (a1, a0) at j >= 3; h is 
 
 from hcnn.operators.convolution import pad_space, spatial_conv
 from hcnn.operators.folding import (
+    attribute_matrix,
     folded_operator,
     folded_taps,
-    mixing_matrix,
     normalised_filters,
-    spatial_kernel,
     spread_taps,
     tap_reads,
     tap_table,
@@ -29,7 +28,7 @@ from hcnn.operators.fourier import fourier_conv, products, transformed_kernel
 from hcnn.operators.moments import all_sum, filter_statistics, patch_moments
 
 __all__ = [
-    "all_sum", "filter_statistics", "folded_operator", "folded_taps", "fourier_conv", "mixing_matrix",
-    "normalised_filters", "pad_space", "patch_moments", "products", "spatial_conv", "spatial_kernel", "spread_taps",
-    "tap_reads", "tap_table", "transformed_kernel",
+    "all_sum", "attribute_matrix", "filter_statistics", "folded_operator", "folded_taps", "fourier_conv",
+    "normalised_filters", "pad_space", "patch_moments", "products", "spatial_conv", "spread_taps", "tap_reads",
+    "tap_table", "transformed_kernel",
 ]

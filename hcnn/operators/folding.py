@@ -89,7 +89,7 @@ def folded_taps(h, b, g, bias, reads):
     return w, constant.flatten()
 
 
-def spatial_kernel(w, table, reads):
+def attribute_matrix(w, table, reads):
     """Filters w (taps, filters, ...) along the attributes as a matrix: (outputs * filters, inputs, ...).
 
     With HCNN's w (taps, filters, k, k) it is the kernel of one spatial convolution; HCNN(+)'s g is (taps, filters, Q).
@@ -98,11 +98,6 @@ def spatial_kernel(w, table, reads):
 
 
 def folded_operator(h, b, g, bias, table, reads):
-    """HCNN: the kernel and the bias of one spatial convolution that is W_j, from `folded_taps` and `spatial_kernel`."""
+    """HCNN: kernel and bias of the one spatial convolution that is W_j, by `folded_taps` and `attribute_matrix`."""
     w, bias = folded_taps(h, b, g, bias, reads)
-    return spatial_kernel(w, table, reads), bias
-
-
-def mixing_matrix(g, table, reads):
-    """HCNN(+): g along the attributes as a matrix (outputs * filters, inputs * Q)."""
-    return spatial_kernel(g.flatten(2).permute(2, 0, 1), table, reads).flatten(1)
+    return attribute_matrix(w, table, reads), bias

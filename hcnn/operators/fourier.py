@@ -1,4 +1,4 @@
-"""HCNN on a CPU: the convolution along the last attribute in the Fourier domain, where a translation is a factor.
+"""W_j on a CPU: the convolution along the last attribute in the Fourier domain, where a translation is a factor.
 
 Output o of an axis reads input r o + d through the tap at d, r being the stride. As a circular convolution of N values,
 N = n where the axis is periodic, else enough of them that zeros keep its two ends apart, it has the transform
@@ -13,7 +13,8 @@ real ones, (a + ib)(c + id) = ac - bd + i(ad + bc) with c (a + b), a (d - c) and
 
 with G products of r inputs for real matrices M, W and V: exact for any w. For the paper's 16 values, support 11 and
 stride 2, G = 16 with zeros and 11 with periodic boundaries: 32 and 22 multiplications for the 8 outputs instead of 128.
-The other attributes, the filters and space ride along: one convolution with G groups. See Winograd, *Arithmetic
+The other attributes, the filters and space ride along: HCNN is one convolution with G groups, HCNN(+) a product of
+matrices with G (`tiled`). See Winograd, *Arithmetic
 Complexity of Computations* (1980), for the bilinear algorithms of which this is one.
 """
 
@@ -79,7 +80,7 @@ def saving(grid, support, geometry):
 
 
 def transformed_kernel(w, grid, support, geometry):
-    """The kernel of the grouped convolution, or HCNN(+)'s product, of filters w as `folding.spatial_kernel` takes them.
+    """The kernel of the grouped convolution, or HCNN(+)'s product, of filters w, see `folding.attribute_matrix`.
 
     Returns (G * outer outputs * filters, r * outer inputs, ...), outer: of all attributes but the last.
     """
@@ -144,7 +145,7 @@ class _GroupedProduct(torch.autograd.Function):
 
 def _together(x, kernel, stride):
     """How many images are taken together."""
-    return max(1, TILE_BYTES * stride**2 // (4 * len(kernel) * x.shape[-2] * x.shape[-1]))
+    return max(1, TILE_BYTES * stride**2 // (kernel.element_size() * len(kernel) * x.shape[-2] * x.shape[-1]))
 
 
 def fourier_conv(x, kernel, bias, *, grid, support, filters, along, space):

@@ -121,7 +121,7 @@ def _mixed(matrix, t):
 def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, along, space, transformed=False):
     """W_j of HCNN(+) as above, differentiable once in every tensor. Under autocast the products have its precision.
 
-    x (batch, *grid, height, width); matrix (outputs * filters, inputs, Q) from `spatial_kernel`, or transformed, from
+    x (batch, *grid, height, width); matrix (outputs * filters, inputs, Q) from `attribute_matrix`, or transformed, from
     `transformed_kernel`; bias (outputs * filters,); h (Q, k, k) and b (Q,) from `normalised_filters`; along, space:
     geometries of attributes and of space. Returns (batch, outputs * filters, height', width').
     """

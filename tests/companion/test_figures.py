@@ -6,12 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from hcnn import Architecture
 from hcnn.companion.figures import common as figures
 from hcnn.companion.figures import counts, layers
 from hcnn.companion.figures.architecture import draw
+from hcnn.companion.notebooks.training import share_between
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +140,11 @@ def test_accuracy_has_a_panel_a_data_set_open_marks_for_the_paper_and_a_bar_of_o
     assert paper[0].get_markerfacecolor() == "none" != here[0].get_markerfacecolor()
     assert np.allclose(here[2][0].get_segments()[0][:, 1], [89.5, 90.5])
     assert counts.accuracy_against(points.assign(core_hours=np.nan), "core_hours", "core-hours") is None
+
+
+def test_the_share_of_the_variance_between_images():
+    between, alike = torch.randn(50, 1, 1), torch.randn(1, 4, 3)
+    assert share_between(between.expand(50, 4, 3)) == pytest.approx(1)
+    assert share_between(alike.expand(50, 4, 3)) == pytest.approx(0)
+    both = between.var(correction=0) / (between.var(correction=0) + alike.var(correction=0))
+    assert share_between(between + alike) == pytest.approx(both.item())

@@ -44,8 +44,12 @@ def mixed(leaves, table, reads, space):
     return fused_triton.mixed_elu(*leaves, table, reads, space.stride, (1, 1), space.padding_mode == "periodic")
 
 
+def matrix_of(g, table, reads):
+    return ops.attribute_matrix(g.flatten(2).permute(2, 0, 1), table, reads).flatten(1)
+
+
 def unfused(x, hb, g, bias, table, reads, space):
-    x, matrix = ops.pad_space(x, 3, space), ops.mixing_matrix(g, table, reads)
+    x, matrix = ops.pad_space(x, 3, space), matrix_of(g, table, reads)
     z = F.elu(F.conv2d(x.flatten(0, 1)[:, None], hb[:, :9].view(-1, 1, 3, 3), hb[:, 9], stride=space.stride))
     return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix[:, :, None, None], bias.repeat(len(reads)))
 
@@ -62,7 +66,7 @@ def oracle_and_bounds(leaves, table, reads, space, direction, u):
     out = unfused(*wide, table, reads, space)
     grads = torch.autograd.grad((out * direction).sum(), wide)
     x, hb, g, bias = (t.detach().abs().requires_grad_() for t in wide)
-    padded, matrix = ops.pad_space(x, 3, space).flatten(0, 1)[:, None], ops.mixing_matrix(g, table, reads)
+    padded, matrix = ops.pad_space(x, 3, space).flatten(0, 1)[:, None], matrix_of(g, table, reads)
     s = F.conv2d(padded, hb[:, :9].view(-1, 1, 3, 3), hb[:, 9], stride=space.stride)  # bounds |x * h + b| and |z|
     z = s.detach().view(len(x), -1, *out.shape[-2:])
     out_bound = F.conv2d(z, matrix[:, :, None, None], bias.repeat(len(reads))).detach()
@@ -102,7 +106,7 @@ def test_b_is_not_rounded_to_the_precision_of_x():
         x.fill_(1), hb.zero_(), bias.zero_()
         hb[:, 4], hb[:, 9] = -1, 1 + 2.0**-13
         out = mixed(leaves, table, reads, space).double()
-        matrix = ops.mixing_matrix(g, table, reads).double()
+        matrix = matrix_of(g, table, reads).double()
     right = (matrix.sum(1) * 2.0**-13).view(1, -1, 1, 1)
     assert (out - right).abs().max() <= 4 * ROUNDOFF[DTYPES[-1]] * 2.0**-13 * matrix.abs().sum(1).max()
 

@@ -133,7 +133,7 @@ def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
     grid, support, filters, Q = (4, 8), (3, 5), 3, 4
     table, reads = (f(grid, support, Geometry(2, padding_mode)) for f in (ops.tap_table, ops.tap_reads))
     h, b, bias = torch.randn(Q, 3, 3), torch.randn(Q), torch.randn(2 * 4 * filters)
-    matrix = ops.spatial_kernel(torch.randn(15, filters, Q), table, reads).requires_grad_()
+    matrix = ops.attribute_matrix(torch.randn(15, filters, Q), table, reads).requires_grad_()
     x = torch.randn(2, *grid, 5, 5)
     rule = dict(grid=grid, support=support, filters=filters, along=Geometry(2, padding_mode),
                 space=Geometry(1, padding_mode))

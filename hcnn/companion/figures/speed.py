@@ -7,8 +7,8 @@ from hcnn.companion.speed.table import PATHS
 BASE = {"cpu": dict(K=16, Q=32, batch=8, size=8, processes=1), "cuda": dict(K=16, Q=32, batch=50, size=32, processes=1)}
 LABELS = {"K": "K, values of an attribute", "Q": "Q, separable filters", "batch": "images in a minibatch",
           "processes": "processes"}
-COLOURS = {"literal": "#555555", "looped": "#a6761d", "folded": "#1f78b4", "fourier": "#d95f02", "unfused": "#1f78b4",
-           "tiled": "#d95f02", "fused": "#d95f02", "graph": "#33a02c"}
+COLOURS = {"literal": "#555555", "folded": "#1f78b4", "fourier": "#d95f02", "unfused": "#1f78b4",
+           "tiled": "#7570b3", "fused": "#d95f02", "graph": "#33a02c"}
 LINES = {"fp32": "-", "TF32": "-.", "bf16": ":"}
 MACHINE = ["processor", "threads", "torch"]
 

@@ -7,10 +7,13 @@ from hcnn.counts import carried
 from hcnn.network import AttributeConv
 from hcnn.reference import factorised_layer
 
+PATHS = {"HCNN": ("convolution", "fourier"), "HCNN(+)": ("tiled", "fourier")}  # of `operators.choice`, on a CPU
 
-def largest_errors(elu, padding_mode):
+
+def largest_errors(elu, padding_mode, path):
     """Fast against literal layer: largest differences of the output and of the gradients of x and every parameter."""
     layer = AttributeConv((4, 8), 3, (7, 11), Q=4, elu=elu, padding_mode=padding_mode)
+    layer.path = path
     parameters = [layer.h, layer.g, layer.scale, layer.shift, layer.bias]
     x = (torch.randn(2, 4, 8, 5, 5) + 3).requires_grad_()
     both = layer(x), factorised_layer(x, *parameters, padding_mode=padding_mode, elu=elu)
@@ -62,3 +65,10 @@ def octave_bands(N=4096, bins=8, octaves=5):
     centre = 2 ** (4 + torch.arange(octaves * bins).view(-1, 1) / bins)
     distance = torch.log2(torch.arange(N).clamp(min=0.5) / centre)  # in octaves
     return centre, torch.cos(torch.pi * distance.clamp(-0.5, 0.5)) ** 2
+
+
+def energy_beyond(array, centre):
+    """The share of the energy of a squared spectrogram above the width of each band, (2^(1/2) - 2^(-1/2)) centre."""
+    energy = torch.fft.rfft(array**2).abs() ** 2
+    outside = torch.arange(energy.shape[-1]) > (2**0.5 - 0.5**0.5) * centre
+    return (energy * outside).sum() / energy.sum()

@@ -100,12 +100,16 @@ def curves(training, run):
         drawing.learning_curves(learning_curves([run]), f"{training.title}, seed {run.seed}")
 
 
+def share_between(x):
+    """The variance over images, the first axis of x, at every index, averaged, over that of all numbers of x."""
+    return float(x.var(0, correction=0).mean() / x.var(correction=0))
+
+
 @torch.no_grad()
 def between_images(training, run, n=100):
     """The share of the variance of x_j that lies between images, at every depth, before and after training: a figure.
 
-    Over n test images: the variance over images at every index (v, u), averaged, over that of all numbers of x_j; both
-    networks in training mode, with the statistics of these images.
+    See `share_between`; over n test images, both networks in training mode, with the statistics of these images.
     """
     if not run.epochs_done:
         return
@@ -114,10 +118,8 @@ def between_images(training, run, n=100):
     images = trained.prepare(training.images.test_images[:n])
     shares = {}
     for name, network in ("before training", untrained), ("after", trained.network):
-        x, shares[name] = images, {}
-        for j in range(1, trained.architecture.J + 1):
-            x = network.layer(x, j)
-            shares[name][j] = float(x.var(0, correction=0).mean() / x.var(correction=0))
+        arrays = network.activations(images, range(1, trained.architecture.J + 1))
+        shares[name] = {j: share_between(x) for j, x in arrays.items()}
     return drawing.shares_by_depth(shares, f"{training.title}, {run.label}: variance between images")
 
 

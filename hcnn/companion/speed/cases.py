@@ -165,13 +165,11 @@ def parity(case, path, precision):
     Errors are relative in the Euclidean norm. A number of the forward pass is rounded as x, h, x * h, g and sum, one of
     the backward pass as often again, and the normalisation passes errors on once more: fewer than 16 roundings of at
     most one unit each, which stand in line at the worst, and float32 adds its own in sums of thousands of terms, which
-    grow with the square root of their number. A Fourier transform rounds filter and result once more, both ways. In
-    a network this comes together layer by layer.
+    grow with the square root of their number. In a network this comes together layer by layer.
     """
     layers = 1 if case.what == "layer" else case.architecture.J - 1
     unit = UNIT[precision] * (WINOGRAD if (case.device, precision) == ("cuda", "fp32") else 1)
-    roundings = ROUNDINGS + 4 * (path == "fourier")
     found = step_of(case, path, precision)()
     right = step_of(replace(case, device="cpu"), "literal", "fp32", torch.float64)()
     errors = torch.stack([(a.double().cpu() - b).norm() / b.norm() for a, b in zip(found, right)])
-    return errors.max().item(), layers * (roundings * unit + 64 * UNIT["fp32"])
+    return errors.max().item(), layers * (ROUNDINGS * unit + 64 * UNIT["fp32"])
