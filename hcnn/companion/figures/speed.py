@@ -2,7 +2,7 @@
 
 from hcnn.architecture import VARIANTS
 from hcnn.companion.figures.common import finished, grid_of_axes
-from hcnn.companion.speed.table import PATHS
+from hcnn.companion.speed.table import PATHS, counted
 
 BASE = {"cpu": dict(K=16, Q=32, batch=8, size=8, processes=1), "cuda": dict(K=16, Q=32, batch=50, size=32, processes=1)}
 LABELS = {"K": "K, values of an attribute", "Q": "Q, separable filters", "batch": "images in a minibatch",
@@ -37,6 +37,6 @@ def seconds_against(rows, axis, device="cpu"):
         if ax.lines:
             ax.legend(fontsize=7)
     panels[0].set_ylabel("seconds a step")
-    machine = [f"{row.processor}, {row.threads} threads, torch {row.torch}" for row in rows[:1].itertuples()]
+    machine = [f"{row.processor}, {counted(row.threads)}, torch {row.torch}" for row in rows[:1].itertuples()]
     fixed = [f"{key} {value}" for key, value in BASE[device].items() if key != axis]
     return finished(fig, "; ".join([*machine, ", ".join(fixed)]))

@@ -35,6 +35,11 @@ PATHS = {
 README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio (95%)", "memory, share of the former's")
 
 
+def counted(threads):
+    """The number of threads, in words."""
+    return f"{threads} thread" if threads == 1 else f"{threads} threads"
+
+
 def cases(device="cpu", threads=2):
     """What `python -m hcnn speed` measures: layer and network of the paper, then one size at a time. Minutes."""
     gpu = device == "cuda"
@@ -175,7 +180,7 @@ def readme_rows(stored):
     both = full.merge(literal[[*same, "peak_mb"]], on=same, suffixes=("", "_literal"))
     for row in both.itertuples():
         if row.path == chosen(row.device, row.variant, row.precision):
-            where = f"{row.processor}, {row.threads} threads" if row.device == "cpu" else row.processor
+            where = f"{row.processor}, {counted(row.threads)}" if row.device == "cpu" else row.processor
             shown.append((f"{row.what}, {VARIANTS[row.variant]}, batch {row.batch}, {row.precision}", where,
                           f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", _interval(row),
                           f"{row.peak_mb / row.peak_mb_literal:.2f}"))
