@@ -20,11 +20,13 @@ EPOCHS ?=
 TRAIN_SIZE ?=
 PADDING_MODE ?=
 SPLIT ?=
-WORKERS ?=# trainings at a time; empty: one a GPU, or one a core
+WORKERS ?=# trainings at a time; empty: one a GPU, or one a core; test files at a time; empty: two
 
 comma := ,
 DATASETS = $(subst $(comma), ,$(DATASET))
 PY := .venv/bin/python
+# Files side by side, each process with one thread: more of them would wait actively for each other.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(or $(WORKERS),2) --dist loadfile
 ENVIRONMENT := .venv/.installed
 # Evaluated in a recipe, when the environment exists: torch knows whether there is a GPU.
 FIND_PROFILE = $(or $(PROFILE),$$($(PY) -c "import torch; print('paper' if torch.cuda.is_available() else 'small')"))
@@ -90,14 +92,14 @@ speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: 
 test: pytest nbval ## every test, and every notebook with nbval
 
 pytest: $(ENVIRONMENT) ## the tests only
-	$(PY) -m pytest --quiet
+	$(PYTEST)
 
 test-full: $(ENVIRONMENT) ## the tests with the exhaustive ones
-	$(PY) -m pytest --quiet --full
+	$(PYTEST) --full
 
 nbval: $(ENVIRONMENT) ## the notebooks only: run each with its defaults, compare the checked outputs, leave results/ alone
 	@mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \
-	HCNN_RESULTS="$$copy" $(PY) -m pytest --quiet --nbval-lax --nbval-current-env notebooks
+	HCNN_RESULTS="$$copy" $(PYTEST) --nbval-lax --nbval-current-env notebooks
 
 verify: $(ENVIRONMENT) ## write tables and README again and compare, evaluate the stored networks: make verify ACCURACY=full
 	@$(PY) -m hcnn verify --accuracy $(ACCURACY)
