@@ -94,8 +94,8 @@ test: pytest nbval ## every test, and every notebook with nbval
 pytest: $(ENVIRONMENT) ## the tests only
 	$(PYTEST)
 
-test-full: $(ENVIRONMENT) ## the tests with the exhaustive ones
-	$(PYTEST) --full
+test-full: $(ENVIRONMENT) ## the exhaustive tests, which `make test` skips
+	$(PYTEST) --full -m full
 
 nbval: $(ENVIRONMENT) ## the notebooks only: run each with its defaults, compare the checked outputs, leave results/ alone
 	@mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \

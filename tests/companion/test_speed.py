@@ -126,6 +126,7 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
     assert speed_table.check(tmp_path / "speed.csv") == []
 
 
+@pytest.mark.full
 def test_two_processes_measure_at_the_same_time_and_one_that_fails_is_an_error(capfd):
     first, second = timing._children(replace(TINY, processes=2, threads=2, rounds=1))
     assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "fourier fp32"}
