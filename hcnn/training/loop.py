@@ -16,11 +16,12 @@ from hcnn import paths
 from hcnn.data.datasets import Dataset, split_dataset
 from hcnn.device import PRECISIONS, autocast_dtype, choose_device, numerics, provenance, rank, tf32, world
 from hcnn.network import build
+from hcnn.operators import all_sum
 from hcnn.settings import is_integer
 from hcnn.training import graphed, report, run_folder
 from hcnn.training.evaluation import evaluation_sums
 from hcnn.training.recipe import Recipe, lr_at, size_at
-from hcnn.training.step import Context, Step, objective, place_seed
+from hcnn.training.step import Step, objective, place_seed
 from hcnn.training.stopping import Stopped, stop_on_signals
 
 CHECKPOINT_SECONDS = 120  # between checkpoints inside an epoch
@@ -46,7 +47,7 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
     begin = time.monotonic()
     data, device, out = split_dataset(dataset, split, train_size), choose_device(device), Path(out or paths.RUNS)
     _check(architecture, recipe, data, seed, precision, max_seconds)
-    loss = objective(architecture, Context(out, dataset.name, split, device))
+    loss = objective(architecture, out, dataset.name, split, device)
     parameters = dict(
         dataset=dataset.name, substitutes=dataset.substitutes, architecture=architecture.as_dict(),
         recipe=recipe.as_dict(), seed=seed, split=split, train_size=train_size, precision=precision)
@@ -58,8 +59,6 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
         return folder
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-    if world() > 1:
-        dist.barrier()
     gpu = device.type == "cuda"
     deadline = None if max_seconds is None else begin + max_seconds
     with (run_folder.lock(folder) if main else nullcontext(), numerics(precision, device),
@@ -132,8 +131,7 @@ class _Training:
         checkpoint = run_folder.read_checkpoint(self.folder, self.parameters)
         if checkpoint is not None:
             tensors, self.state = checkpoint
-            run_folder.check_fit(self.folder / run_folder.CHECKPOINT, tensors["network"], self.network.state_dict())
-            self.network.load_state_dict(tensors["network"])
+            run_folder.fill(self.network, tensors["network"], self.folder / run_folder.CHECKPOINT)
             self.step.optimiser.load(tensors["optimiser"])
             self.log(f"continuing in epoch {self.state['epoch'] + 1} after step {self.state['step']} of {self.steps}")
             totals = torch.tensor(self.state["totals"], dtype=torch.float64) / world()
@@ -146,7 +144,7 @@ class _Training:
 
     def save(self):
         """Write the checkpoint; every process takes part, because the sums of the epoch are shared out."""
-        self.state["totals"] = self._totals()
+        self.state["totals"] = all_sum(self.step.totals).tolist()
         tensors = dict(network=self.network.state_dict(), optimiser=self.step.optimiser.tensors())
         if not all(bool(t.isfinite().all()) for part in tensors.values() for t in part.values()):
             raise _diverged(self, "a weight is not finite", self.state["step"])
@@ -180,21 +178,18 @@ class _Training:
 
     def _epoch(self):
         """One epoch from where it stands, evaluation included; False when it was broken off."""
-        state, begin, before = self.state, time.monotonic(), self.state["seconds"]
+        state, n, self.ticked = self.state, len(self.data.train_labels), time.monotonic()
         minibatch = self.step.minibatches(self.parameters["seed"], state["epoch"], self.data.flip)
         # a call that begins with an evaluation ends it: every call gets on, however short
-        check = self.stop.check_signal
+        check = partial(self.stop.check, deadline=state["step"] < self.steps)
         try:
-            if state["step"] < self.steps:
-                check = self.stop.check
-                self._descend(minibatch, begin)
+            self._descend(minibatch)
             loss, accuracy = _tested(self, check)
         except Stopped:
             return False
         finally:
-            state["seconds"] = before + time.monotonic() - begin
-        epoch, (train_loss, right) = state["epoch"] + 1, self._totals()
-        n = len(self.data.train_labels)
+            self._tick("seconds")
+        epoch, (train_loss, right) = state["epoch"] + 1, all_sum(self.step.totals).tolist()
         state["rows"].append(dict(
             epoch=epoch, lr=lr_at(self.recipe, (epoch - 0.5) / self.recipe.epochs), train_loss=train_loss / n,
             train_accuracy=right / n, test_loss=loss, test_accuracy=accuracy, seconds=round(state["seconds"], 3)))
@@ -203,10 +198,9 @@ class _Training:
         state.update(epoch=epoch, step=0, seconds=0.0)
         return True
 
-    def _descend(self, minibatch, begin):
+    def _descend(self, minibatch):
         """The steps of an epoch that are left. Raises Stopped."""
         state, recipe, cpu = self.state, self.recipe, self.device.type == "cpu"
-        before, n = (state["seconds"], state["train_seconds"]), len(self.data.train_labels)
         progress = report.Progress(state["epoch"] + 1, self.steps, state["step"], self.log)
         self.network.train()
         try:
@@ -216,15 +210,14 @@ class _Training:
                     torch.manual_seed(place_seed(self.parameters["seed"], state["epoch"], step))
                 lr = lr_at(recipe, (state["epoch"] * self.steps + step) / (recipe.epochs * self.steps))
                 asking = cpu or (step + 1) % GPU_CHECK_STEPS == 0 or step + 1 == self.steps
-                wishes = self.step(minibatch(step), lr, partial(self._wishes, asking))
+                self.step(minibatch(step), lr)
                 if asking and not bool(self.step.totals[0].isfinite()):
                     raise _diverged(self, "the loss is not finite", step + 1)
                 state["step"] = step + 1
-                passed = time.monotonic() - begin
-                state["seconds"], state["train_seconds"] = (seconds + passed for seconds in before)
-                seen = min((step + 1) * recipe.batch_size, n)
+                self._tick("seconds", "train_seconds")
+                seen = min((step + 1) * recipe.batch_size, len(self.data.train_labels))
                 progress.step(step + 1, self.step.totals / seen * world() if asking else None)
-                stopping, saving = wishes or (False, False)
+                stopping, saving = self._wishes(asking)
                 if stopping:
                     raise Stopped
                 if saving:
@@ -233,17 +226,18 @@ class _Training:
             progress.close()
 
     def _wishes(self, asking):
-        """Whether this process wants to stop and to save; nothing where several do not ask each other in this step."""
-        if not asking and world() > 1:
-            return ()
-        return self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        """Whether to stop and whether to save: what this process wants, or any of several where they ask each other."""
+        wishes = self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        if world() == 1:
+            return wishes
+        return all_sum(torch.tensor(wishes, dtype=torch.float32, device=self.device)).tolist() if asking else (0, 0)
 
-    def _totals(self):
-        """Sum of the losses and number of right classes of the epoch, over all processes."""
-        totals = self.step.totals.clone()
-        if world() > 1:
-            dist.all_reduce(totals)
-        return totals.tolist()
+    def _tick(self, *names):
+        """Add the time since the last tick to entries of the state."""
+        now = time.monotonic()
+        for name in names:
+            self.state[name] += now - self.ticked
+        self.ticked = now
 
 
 def _tested(training, check):
@@ -258,8 +252,7 @@ def _tested(training, check):
     with tf32(False) if last else step.autocast():
         totals = evaluation_sums(training.network, images[mine], labels[mine], *step.statistics, batch_size, check,
                                  size_at(training.recipe, epoch))
-    if world() > 1:
-        dist.all_reduce(totals)
+    totals = all_sum(totals)
     if not totals.isfinite().all():
         raise _diverged(training, "the loss on the test images is not finite", training.steps)
     return (totals / len(labels)).tolist()

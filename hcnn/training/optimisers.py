@@ -15,7 +15,7 @@ class Optimiser:
         kept = set(filters)
         rest = [p for p in network.parameters() if p not in kept]
         self.recipe, self.matrices, self.parts = recipe, {}, []
-        device = filters[0].device
+        device = self.device = filters[0].device
         groups = [dict(params=filters, weight_decay=recipe.weight_decay), dict(params=rest, weight_decay=0.0)]
         if recipe.optimiser == "sgd":
             lr = torch.tensor(recipe.lr, device=device) if on_device else recipe.lr
@@ -48,21 +48,19 @@ class Optimiser:
             part.step()
 
     def _states(self):
-        for part in self.parts:
-            for p, state in part.state.items():
-                yield self.names[self.matrices.get(p, p)], p, state
+        """{name of a parameter: what is remembered of it}."""
+        return {self.names[self.matrices.get(p, p)]: part.state[p]
+                for part in self.parts for group in part.param_groups for p in group["params"]}
 
     def tensors(self):
         """{name: tensor} of what it remembers, for a checkpoint: momenta, averages, numbers of steps."""
-        return {f"{entry}.{name}": value for name, _, state in self._states() for entry, value in state.items()
+        return {f"{entry}.{name}": value for name, state in self._states().items() for entry, value in state.items()
                 if torch.is_tensor(value)}
 
     def load(self, tensors):
         """Remember what `tensors` of a checkpoint holds; {} forgets nothing."""
-        owners = {name: p for p, name in self.names.items()} | {self.names[p]: m for m, p in self.matrices.items()}
-        moved = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        states = self._states()
         for key, tensor in tensors.items():
             entry, _, name = key.partition(".")
-            p = owners[name]
-            device = "cpu" if entry == "step" and tensor.dim() == 0 else p.device  # as torch keeps the number of steps
-            moved[p].state[p][entry] = tensor.to(device)
+            # torch keeps the number of steps on the CPU
+            states[name][entry] = tensor if entry == "step" and tensor.dim() == 0 else tensor.to(self.device)

@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import os
-from contextlib import contextmanager
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -61,7 +59,6 @@ def write_bytes(path, content):
 
     Raises OSError naming the file and the reason; what stood at `path` before is then still there.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -81,29 +78,23 @@ def write_bytes(path, content):
                       "Make room or mend the disk, then start the same command again") from error
 
 
-@contextmanager
 def lock(folder):
-    """Hold a run folder for this process; freed by the system when the process ends, however it ends.
+    """Hold a run folder for this process in a `with`; freed by the system when the process ends, however it ends.
 
     Raises BlockingIOError when another process holds it.
     """
-    held = FileLock(Path(folder) / ".lock")
     try:
-        held.acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise BlockingIOError(errno.EAGAIN,
                               f"{folder} is being written by another process; wait for it or stop it") from error
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def write_run(folder, run):
     """Write run.json with a checksum of its own content."""
     run = {key: value for key, value in run.items() if key != "checksum"}
     run["checksum"] = sha256(canonical(run))
-    write_bytes(Path(folder) / RUN, (json.dumps(run, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(folder / RUN, (json.dumps(run, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_run(folder):
@@ -111,11 +102,11 @@ def read_run(folder):
 
     Raises FileNotFoundError where there is none, ValueError where it is no JSON or was changed later.
     """
-    path = Path(folder) / RUN
+    path = folder / RUN
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not a run folder")
     remedy = "restore it from git, or delete the folder and run again"
-    if (Path(folder) / CHECKPOINT).exists():
+    if (folder / CHECKPOINT).exists():
         remedy = f"delete this file and run again: nothing is lost, {CHECKPOINT} holds all of it"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -129,16 +120,29 @@ def read_run(folder):
 
 
 def is_finished(folder, parameters):
-    """Whether the folder holds the run of these parameters, complete. Raises ValueError where it holds another one."""
-    if not (Path(folder) / RUN).exists():
+    """Whether the folder holds the run of these parameters, complete.
+
+    Raises ValueError where it holds another one, or an unfinished one without its checkpoint.
+    """
+    if not (folder / RUN).exists():
         return False
     run = read_run(folder)
-    there, asked = essence(run["parameters"]), essence(parameters)
-    if there != asked:
-        different = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
-        raise ValueError(f"{folder} holds another run (different: {', '.join(different)}); move it away or choose "
+    _check_same(folder, run["parameters"], parameters)
+    if (folder / CHECKPOINT).exists():
+        return False
+    if 0 < run["epochs_done"] < run["epochs"]:
+        raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; "
+                         "restore it, or delete the folder to start again")
+    return run["epochs_done"] > 0
+
+
+def _check_same(path, parameters, asked):
+    """Raise ValueError unless a folder or file is of the run of the parameters that are asked for."""
+    there, asked = essence(parameters), essence(asked)
+    different = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+    if different:
+        raise ValueError(f"{path} holds another run (different: {', '.join(different)}); move it away or choose "
                          "another `out`")
-    return run["epochs_done"] == parameters["recipe"]["epochs"] and not (Path(folder) / CHECKPOINT).exists()
 
 
 def write_metrics(folder, rows):
@@ -147,13 +151,13 @@ def write_metrics(folder, rows):
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(Path(folder) / METRICS, text.getvalue().encode())
+    write_bytes(folder / METRICS, text.getvalue().encode())
 
 
 def write_weights(folder, tensors):
     """Write weights.safetensors and return its sha256."""
     content = save_tensors(_plain(tensors))
-    write_bytes(Path(folder) / WEIGHTS, content)
+    write_bytes(folder / WEIGHTS, content)
     return sha256(content)
 
 
@@ -162,7 +166,7 @@ def read_weights(folder, run):
 
     Raises FileNotFoundError where there are none yet, ValueError where the file is not the one that run.json names.
     """
-    path = Path(folder) / WEIGHTS
+    path = folder / WEIGHTS
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no epoch of this run is finished, or its weights are not "
                                 "stored. Train it with the parameters in run.json")
@@ -181,19 +185,16 @@ def write_checkpoint(folder, parts, state):
     tensors = _plain({f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()})
     text = canonical(state)
     metadata = {"state": text, "sha256": _fingerprint(tensors, text)}
-    write_bytes(Path(folder) / CHECKPOINT, save_tensors(tensors, metadata=metadata))
+    write_bytes(folder / CHECKPOINT, save_tensors(tensors, metadata=metadata))
 
 
 def read_checkpoint(folder, parameters):
     """The ({part: {name: tensor}}, state) of the checkpoint of the run of these parameters; None where none was begun.
 
-    Raises ValueError where it is damaged, belongs to another run, or is missing beside epochs that are done.
+    Raises ValueError where it is damaged or belongs to another run.
     """
-    path = Path(folder) / CHECKPOINT
+    path = folder / CHECKPOINT
     if not path.exists():
-        if (Path(folder) / RUN).exists() and read_run(folder)["epochs_done"]:
-            raise ValueError(f"{folder} has {RUN} of an unfinished run, but no {CHECKPOINT} to continue from; "
-                             "restore it, or delete the folder to start again")
         return None
     parts = dict(network={}, optimiser={})
     try:
@@ -208,18 +209,17 @@ def read_checkpoint(folder, parameters):
             parts[part][name] = tensor
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start the run again") from error
-    if essence(state["parameters"]) != essence(parameters):
-        raise ValueError(f"{path} belongs to another run; delete it to start again")
+    _check_same(path, state["parameters"], parameters)
     return parts, state
 
 
-def check_fit(path, tensors, expected):
-    """Raise ValueError unless the tensors of a file have the names and shapes of the expected ones."""
-    for name in sorted(expected.keys() | tensors.keys()):
-        shapes = [tuple(d[name].shape) if name in d else None for d in (expected, tensors)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{path} does not fit the architecture: {name} must be {shapes[0]}, got {shapes[1]}; "
-                             "delete the file to start again")
+def fill(network, tensors, path):
+    """Give a network the tensors of a file; raises ValueError unless they have the names and shapes of its own."""
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the architecture: {' '.join(str(error).split())}; delete the file to "
+                         "start again") from error
 
 
 def _fingerprint(tensors, text):

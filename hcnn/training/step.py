@@ -1,29 +1,18 @@
 """One minibatch: its images, the loss, the gradient, the step; kernel by kernel, as a CUDA graph, or shared out."""
 
 import hashlib
-from dataclasses import dataclass
 from functools import partial, singledispatch
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hcnn.data.augment import augment, shrink
 from hcnn.device import rank, sum_dtype, world
+from hcnn.operators import all_sum
 from hcnn.training import graphed
 from hcnn.training.optimisers import Optimiser
 from hcnn.training.recipe import size_at
-
-
-@dataclass(frozen=True)
-class Context:
-    """What an objective may depend on: where runs are kept, the data set and its split, the device of the training."""
-
-    root: Path
-    dataset: str
-    split: str
-    device: torch.device
 
 
 def cross_entropy(network, x, y):
@@ -34,10 +23,11 @@ def cross_entropy(network, x, y):
 
 
 @singledispatch
-def objective(description, context: Context):
+def objective(description, root, dataset, split, device):
     """What training minimises: a function (network, x, y) -> class scores, sum of cross-entropies, what is minimised.
 
-    An open function: `cross_entropy`, unless whoever describes another network registers its own.
+    An open function: `cross_entropy`, unless whoever describes another network registers its own. root: the folder of
+    the runs; dataset, split: their names.
     """
     return cross_entropy
 
@@ -77,12 +67,7 @@ class Step:
         size = size_at(self.recipe, epoch)
         return lambda step: (*(part[step] for part in parts), size)
 
-    def __call__(self, minibatch, lr, wishes=tuple):
-        """One step.
-
-        wishes(), asked once the gradient is there: whether this process wants something, such as to stop; returns
-        whether any process does.
-        """
+    def __call__(self, minibatch, lr):
         self.optimiser.set_lr(lr)
         (chosen, shifts, flips, size), processes = minibatch, world()
         n = len(chosen)
@@ -91,15 +76,14 @@ class Step:
                 self.graphs = {size: graphed.GraphedStep([*self.network.parameters(), *self.network.buffers()],
                                                          self.log)}
             self.graphs[size](partial(self._whole, size), chosen, shifts, flips)
-            return wishes()
+            return
         share = slice(n * rank() // processes, n * (rank() + 1) // processes) if n >= processes else slice(None)
         weight = 1 if n >= processes else 1 / processes  # fewer images than processes: all compute all, for a part each
         self.gradient(chosen[share], shifts[share], flips[share], size, n, weight)
-        wished = wishes()
         if processes > 1:
-            wished = self._sum_gradients(wished)
+            gradients = [p.grad for p in self.network.parameters()]
+            vector_to_parameters(all_sum(parameters_to_vector(gradients)), gradients)  # one message
         self.optimiser.step()
-        return wished
 
     def gradient(self, chosen, shifts, flips, size, n, weight=1):
         """The gradient for some images of a minibatch of n, and their part of the totals."""
@@ -126,14 +110,3 @@ class Step:
     def _whole(self, size, chosen, shifts, flips):
         self.gradient(chosen, shifts, flips, size, self.recipe.batch_size)
         self.optimiser.step()
-
-    def _sum_gradients(self, wishes):
-        """Sum the gradients over the processes in one message, which carries the wishes as well."""
-        parameters = list(self.network.parameters())
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters]
-                         + [torch.tensor(wishes, dtype=torch.float32, device=self.images.device)])
-        dist.all_reduce(flat)
-        parts = flat.split([p.numel() for p in parameters] + [len(wishes)])
-        for p, part in zip(parameters, parts):
-            p.grad.copy_(part.view_as(p))
-        return (parts[-1] > 0).tolist() if wishes else wishes

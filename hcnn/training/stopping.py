@@ -24,14 +24,9 @@ class Stop:
             return f"signal {self.signal}"
         return "the time is up" if self.deadline is not None and time.monotonic() >= self.deadline else None
 
-    def check(self):
-        """Raise Stopped if there is a reason."""
-        if self.reason():
-            raise Stopped
-
-    def check_signal(self):
-        """Raise Stopped if a signal came."""
-        if self.signal is not None:
+    def check(self, deadline=True):
+        """Raise Stopped if there is a reason; without `deadline`, if a signal came."""
+        if self.reason() if deadline else self.signal:
             raise Stopped
 
 

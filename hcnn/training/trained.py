@@ -80,9 +80,7 @@ def load(name: str | Path, root: str | Path | None = None) -> TrainedNetwork:
     for entry, n, kind in (("classes", network.architecture.num_classes, str), ("mean", 3, float), ("std", 3, float)):
         if len(run[entry]) != n or not all(isinstance(value, kind) for value in run[entry]):
             raise ValueError(f"{folder / run_folder.RUN} must have {n} {entry}, got {str(run[entry])[:60]}")
-    weights = run_folder.read_weights(folder, run)
-    run_folder.check_fit(folder / run_folder.WEIGHTS, weights, network.state_dict())
-    network.load_state_dict(weights)
+    run_folder.fill(network, run_folder.read_weights(folder, run), folder / run_folder.WEIGHTS)
     return TrainedNetwork(network, run, folder)
 
 

@@ -133,11 +133,11 @@ def test_a_folder_or_checkpoint_of_another_run_and_an_absent_checkpoint_are_refu
     own, run = (stopped / runs.CHECKPOINT).read_bytes(), runs.read_run(stopped)
     parts, state = checkpoint(stopped)
     runs.write_checkpoint(stopped, parts, state | dict(parameters=run["parameters"] | dict(seed=1)))
-    with pytest.raises(ValueError, match="checkpoint.safetensors belongs to another run"):
+    with pytest.raises(ValueError, match="checkpoint.safetensors holds another run .different: seed."):
         fit(stopped.parent)
     parts["network"]["operators.2.g"] = torch.zeros(3, 2)
     runs.write_checkpoint(stopped, parts, state)
-    with pytest.raises(ValueError, match=r"does not fit the architecture: operators.2.g must be .*, got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"does not fit the architecture: .* for operators.2.g: .*\[3, 2\]"):
         fit(stopped.parent)
     (stopped / runs.CHECKPOINT).unlink()
     with pytest.raises(ValueError, match="no checkpoint.safetensors to continue from"):
@@ -184,7 +184,7 @@ def test_weights_and_classes_that_do_not_fit_are_refused_even_with_right_checksu
     another = parameters | dict(architecture=TINY.replace(Q=3).as_dict())
     for name, said, written, changes in (
             ("truncated", "weights.safetensors is no safetensors file", weights[:-4], {}),
-            ("other", r"weights.safetensors does not fit the architecture: \S+ must be \(.*3.*\), got \(.*2.*\)",
+            ("other", r"weights.safetensors does not fit the architecture: .* for operators.2.h: .*\[2,.*\[3,",
              weights,
              dict(parameters=another)),
             ("few", "run.json must have 10 classes, got ", weights, dict(classes=list("012345678")))):

@@ -35,31 +35,31 @@ def teacher_name(dataset):
         split="test", train_size=None, precision="fast"))
 
 
-def load_teacher(name, context):
+def load_teacher(name, root, dataset, split, device):
     """The network that a wrn-student learns from: a finished run of WRN-40-1 on the same images, beside the student's.
 
     Raises ValueError naming the teacher where there is none such, FileNotFoundError where its weights are not stored.
     """
-    name = name or teacher_name(context.dataset)
-    folder = Path(context.root) / name
+    name = name or teacher_name(dataset)
+    folder = Path(root) / name
     if not (folder / run_folder.RUN).is_file():
         raise ValueError(f"teacher must be the folder name of a finished run of wrn-40-1 beside this one, got {name!r};"
-                         f" train it with `python -m hcnn train --dataset {context.dataset} --variant wrn-40-1`")
+                         f" train it with `python -m hcnn train --dataset {dataset} --variant wrn-40-1`")
     run = run_folder.read_run(folder)
     asked, done = run["parameters"], run["epochs_done"]
     found = asked["architecture"]["variant"], asked["dataset"], asked["split"], done
-    if found != ("wrn-40-1", context.dataset, context.split, run["epochs"]):
-        raise ValueError(f"teacher must be a finished run of wrn-40-1 on {context.dataset} with split={context.split!r}"
+    if found != ("wrn-40-1", dataset, split, run["epochs"]):
+        raise ValueError(f"teacher must be a finished run of wrn-40-1 on {dataset} with split={split!r}"
                          f", got {name!r}: {found[0]} on {found[1]} with split={found[2]!r}, {done} of {run['epochs']} "
                          "epochs")
-    return load(folder).network.to(context.device).eval().requires_grad_(False)
+    return load(folder).network.to(device).eval().requires_grad_(False)
 
 
 @objective.register
-def _(description: Baseline, context):
+def _(description: Baseline, root, dataset, split, device):
     if description.variant != "wrn-student":
         return cross_entropy
-    teacher = load_teacher(description.teacher, context)
+    teacher = load_teacher(description.teacher, root, dataset, split, device)
 
     def loss(network, x, y):
         """Class scores, the sum of the cross-entropies, and that with BETA times the distance from the teacher."""
