@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hcnn.data.datasets import Dataset, available
+from hcnn.data.datasets import available
 
 os.environ.setdefault("HCNN_OFFLINE", "1")  # a test never downloads a data set
 if not torch.cuda.is_available():
@@ -51,16 +51,3 @@ def pytest_runtest_protocol(item):
 def same_random_numbers():
     """Every test draws the same random tensors in every order of the tests."""
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def random_dataset():
-    """A function: how many to train and to test on, size, classes, seed -> a Dataset of random square images."""
-    def make(train, test, size=8, classes=10, seed=1):
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randint(0, 256, (train + test, 3, size, size), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(train + test) % classes
-        return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:],
-                       tuple(map(str, range(classes))), (0.5,) * 3, (0.3,) * 3, "0" * 64)
-
-    return make

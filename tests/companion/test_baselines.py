@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from random_images import images
 from torch import nn
 
 import hcnn
@@ -46,9 +47,9 @@ def as_published(variant, dataset="cifar10"):
 
 
 @pytest.fixture(scope="module")
-def data(random_dataset):
+def data():
     """24 + 21 random images of 12 x 12: minibatches of 10, 10, 4."""
-    return random_dataset(24, 21, size=12)
+    return images(24, 21, size=12)
 
 
 # ---- parameters

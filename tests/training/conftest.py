@@ -1,10 +1,14 @@
 """What tests of training share; the network and the images are in small.py."""
 
+import gc
+import weakref
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from small import fit
 
-from hcnn.training import loop
+from hcnn.training import graphed, loop
 from hcnn.training.stopping import Stop
 
 
@@ -50,6 +54,40 @@ def stopped(tmp_path, stop_after, monkeypatch):
 
 
 @pytest.fixture
-def every_step(monkeypatch):
-    """A checkpoint after every step."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+def fake_gpu(monkeypatch):
+    """Streams that are none, and a capture that computes nothing and is replayed by computing; a list of what was
+    captured.
+    """
+    captured = []
+
+    def capture(work, stream):
+        captured.append(work)
+        return work
+
+    monkeypatch.setattr(graphed, "_new_stream", lambda: None)
+    monkeypatch.setattr(graphed, "_on", lambda stream: nullcontext())
+    monkeypatch.setattr(graphed, "_captured", capture)
+    return captured
+
+
+@pytest.fixture
+def freed(monkeypatch):
+    """A context: what the function `name` of `loop` makes in it is freed at its end without the garbage collector."""
+    @contextmanager
+    def watch(name):
+        make, made = getattr(loop, name), []
+
+        def remembered(*arguments):
+            new = make(*arguments)
+            made.append(weakref.ref(new))
+            return new
+
+        monkeypatch.setattr(loop, name, remembered)
+        gc.disable()
+        try:
+            yield
+            assert len(made) == 1 and made[0]() is None
+        finally:
+            gc.enable()
+
+    return watch

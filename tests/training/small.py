@@ -3,10 +3,9 @@
 import csv
 import itertools
 
-import torch
+from random_images import images
 
 from hcnn import Architecture
-from hcnn.data.datasets import Dataset
 from hcnn.training import run_folder as runs
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
@@ -15,15 +14,6 @@ TINY = Architecture(K=4, Q=2, J=4, subsampled=(3,), image_size=(8, 8))
 SHORT = Recipe(epochs=3, batch_size=10, lr=0.1, shift=1)
 OPTIONS = ["--dataset", "digits", "--K", "4", "--Q", "2", "--J", "4", "--set", "subsampled=[1,2]", "--batch-size", "50",
            "--threads", "1"]  # of the command `train`
-
-
-def images(train=44, test=21, size=8, classes=10, seed=1):
-    """Random images as a Dataset; minibatches of 10, 10, 10, 10, 4."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (train + test, 3, size, size), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(train + test) % classes
-    return Dataset("digits", pixels[:train], labels[:train], pixels[train:], labels[train:],
-                   tuple(map(str, range(classes))), (0.5,) * 3, (0.3,) * 3, "0" * 64)
 
 
 def fit(out, architecture=TINY, recipe=SHORT, data=None, **options):

@@ -1,19 +1,17 @@
 """What a CUDA graph forbids, found without a GPU: waits of the host, copies from it, tensors of two devices."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
+from random_images import images
+from small import fit
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hcnn import HCNN, Architecture
+from hcnn import HCNN, Architecture, Recipe
 from hcnn.network import MultiscaleHCNN
 from hcnn.operators import choice
 from hcnn.training import graphed
-from hcnn.training.loop import train
-from hcnn.training.recipe import Recipe
 
 TINY = dict(K=4, Q=2, J=5, subsampled=(3,), image_size=(8, 8))
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_consecutive",
@@ -58,8 +56,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_forward_passes_of_a_gpu_stay_on_it(name, precision, monkeypatch):
+def test_forward_passes_of_a_gpu_stay_on_it(name, monkeypatch):
     """On tensors that say cuda and hold no numbers."""
     monkeypatch.setattr(choice, "why_not", lambda *arguments: "a test")
     network = NETWORKS[name]()
@@ -68,7 +65,7 @@ def test_forward_passes_of_a_gpu_stay_on_it(name, precision, monkeypatch):
             for own in (module._parameters, module._buffers):
                 own.update({key: t if t is None else as_cuda(fake, t) for key, t in own.items()})
         x = torch.empty(2, 3, 8, 8, device="cuda")
-        with Capturable() as counted, torch.autocast("cuda", precision, enabled=precision == torch.bfloat16):
+        with Capturable() as counted:
             scores = network(x)
     assert scores.device.type == "cuda" and scores.shape == (2, 10) and counted.count > 50
 
@@ -79,7 +76,7 @@ def as_cuda(fake, t):
 
 
 @pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
-def test_a_whole_step_may_be_captured(variant, random_dataset, tmp_path, monkeypatch):
+def test_a_whole_step_may_be_captured(variant, fake_gpu, tmp_path, monkeypatch):
     """Augmentation, forward and backward pass, optimiser, sums of the epoch, without kernels of Triton."""
     counted = Capturable()
 
@@ -89,11 +86,9 @@ def test_a_whole_step_may_be_captured(variant, random_dataset, tmp_path, monkeyp
                 work()
         return replay
 
-    for name, value in (("why_not", lambda *a: None), ("_new_stream", lambda: None), ("_captured", captured),
-                        ("_on", lambda stream: nullcontext())):
-        monkeypatch.setattr(graphed, name, value)
+    monkeypatch.setattr(graphed, "_captured", captured)
+    monkeypatch.setattr(graphed, "why_not", lambda *arguments: None)
     monkeypatch.setattr(choice, "choose", lambda layer, x: "convolution")
-    architecture = Architecture.preset("digits", variant, **TINY)
-    train(architecture, Recipe(epochs=1, batch_size=8), random_dataset(48, 10), out=tmp_path, device="cpu",
-          log=lambda line: None)
+    fit(tmp_path, Architecture.preset("digits", variant, **TINY), Recipe(epochs=1, batch_size=8), images(48, 10),
+        precision="fast")
     assert counted.count > 300
