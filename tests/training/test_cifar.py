@@ -193,7 +193,7 @@ def server(tmp_path, monkeypatch, online):
     with tarfile.open(served / "cifar.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "published" / source.folder, source.folder)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
     monkeypatch.setitem(SOURCES, "cifar10", replace(source, url=url, archive_md5=md5(served / "cifar.tar.gz")))
     yield served
