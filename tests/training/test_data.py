@@ -1,6 +1,7 @@
 """The data module: digits, splits, standardising and augmenting, and what the real CIFAR data sets hold."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -92,11 +93,10 @@ def test_train_size_keeps_the_first_images_of_every_class(digits, split, n):
     assert torch.equal(part.test_images, whole.test_images) and (part.mean, part.std) == (digits.mean, digits.std)
 
 
-@pytest.mark.parametrize("split, n, most", [("test", 0, "1,500"), ("test", 10.0, "1,500"), ("test", True, "1,500"),
-                                            ("validation", 1351, "1,350")])
-def test_impossible_train_sizes_and_splits_are_refused(digits, split, n, most):
-    with pytest.raises(ValueError, match=f"train_size must be an integer from 1 to {most}, .*got {n}"):
-        split_dataset(digits, split, train_size=n)
+def test_impossible_train_sizes_and_splits_are_refused(digits):
+    for split, n, most in (("test", 0, "1,500"), ("test", 10.0, "1,500"), ("validation", 1351, "1,350")):
+        with pytest.raises(ValueError, match=f"train_size must be an integer from 1 to {most}, .*got {n}"):
+            split_dataset(digits, split, train_size=n)
     with pytest.raises(ValueError, match="split must be 'test' or 'validation', got 'train'"):
         split_dataset(digits, "train")
 
@@ -174,6 +174,12 @@ def test_duplicates_are_found_within_and_across_the_splits(digits):
 # the real CIFAR-10 and CIFAR-100
 
 
+@pytest.fixture(scope="module")
+def cifar():
+    """A function: name -> that data set, read once."""
+    return cache(partial(load_dataset, download=False))
+
+
 @pytest.mark.cifar
 @pytest.mark.parametrize("name, classes, mean, std", [
     ("cifar10", ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -181,8 +187,8 @@ def test_duplicates_are_found_within_and_across_the_splits(digits):
     ("cifar100", ("apple", "aquarium_fish", "baby"),
      (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
 ])
-def test_cifar_has_the_published_sizes_classes_and_statistics(name, classes, mean, std):
-    dataset = load_dataset(name, download=False)
+def test_cifar_has_the_published_sizes_classes_and_statistics(cifar, name, classes, mean, std):
+    dataset = cifar(name)
     n = {"cifar10": 10, "cifar100": 100}[name]
     assert dataset.train_images.shape == (50_000, 3, 32, 32) and dataset.test_images.shape == (10_000, 3, 32, 32)
     assert dataset.classes[: len(classes)] == classes and len(dataset.classes) == n
@@ -192,16 +198,16 @@ def test_cifar_has_the_published_sizes_classes_and_statistics(name, classes, mea
 
 
 @pytest.mark.cifar
-def test_validation_split_of_cifar10_holds_out_500_images_a_class():
-    held = split_dataset(load_dataset("cifar10", download=False), "validation", train_size=1000)
+def test_validation_split_of_cifar10_holds_out_500_images_a_class(cifar):
+    held = split_dataset(cifar("cifar10"), "validation", train_size=1000)
     assert torch.bincount(held.test_labels).tolist() == [500] * 10
     assert torch.bincount(held.train_labels).tolist() == [100] * 10
     assert not set(rows(held.train_images)) & set(rows(held.test_images))
 
 
 @pytest.mark.cifar
-def test_cifar100_has_26_pairs_of_identical_images_10_of_them_across_train_and_test():
-    dataset = load_dataset("cifar100", download=False)
+def test_cifar100_has_26_pairs_of_identical_images_10_of_them_across_train_and_test(cifar):
+    dataset = cifar("cifar100")
     labels = {"train": dataset.train_labels, "test": dataset.test_labels}
     pairs = duplicate_images(dataset)
     assert len(pairs) == 26
