@@ -106,13 +106,11 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(stopped):
             checkpoint(stopped)
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:100],
-                                    lambda text: text.replace('"epochs_done": 1', '"epochs_done": 2')])
-def test_an_unfinished_run_with_damaged_files_says_how_to_go_on_and_loses_nothing(whole, stopped, damage):
+def test_an_unfinished_run_with_damaged_files_says_how_to_go_on_and_loses_nothing(whole, stopped):
     for file in (runs.METRICS, runs.WEIGHTS):  # written again without a word
         (stopped / file).write_bytes(b"x" * 10)
     path = stopped / runs.RUN
-    path.write_text(damage(path.read_text()))
+    path.write_text(path.read_text().replace('"epochs_done": 1', '"epochs_done": 2'))
     with pytest.raises(ValueError, match="run.json .*; delete this file and run again: nothing is lost, checkpoint"):
         fit(stopped.parent)
     path.unlink()

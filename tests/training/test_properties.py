@@ -103,6 +103,7 @@ def test_valid_trainings_end_in_a_folder_that_says_what_was_done(request, tmp_pa
         assert folder.name == run["name"] == runs.run_name(parameters) and run["epochs_done"] == recipe.epochs
         assert Architecture(**parameters["architecture"]) == architecture and Recipe(**parameters["recipe"]) == recipe
         assert run["train_images"] == len(expected.train_labels) and run["test_images"] == len(expected.test_labels)
+        assert run["tested_on"] == ("test images" if options["split"] == "test" else "held-out training images")
         network = load(folder)
         assert sum(p.numel() for p in network.parameters()) == run["counts"]["trained"]
         assert len(network.predict(DATA.test_images[:2])) == 2 and network.size == size_at(recipe, recipe.epochs - 1)

@@ -234,14 +234,6 @@ def test_a_complete_run_asked_again_returns_at_once(whole):
     assert {p: p.stat().st_mtime_ns for p in whole.iterdir()} == before
 
 
-def test_validation_and_train_size_make_another_run(tmp_path):
-    options = {}, dict(split="validation"), dict(train_size=20), dict(precision="fast"), dict(seed=1)
-    folders = {fit(tmp_path, recipe=SHORT.replace(epochs=1), **given) for given in options}
-    assert len(folders) == 5
-    tested = {runs.read_run(f)["parameters"]["split"]: runs.read_run(f)["tested_on"] for f in folders}
-    assert tested == {"test": "test images", "validation": "held-out training images"}
-
-
 def test_a_training_leaves_torch_as_it_was_and_its_network_is_freed_without_the_collector(tmp_path, freed):
     def state():
         return (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32,
