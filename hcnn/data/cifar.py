@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -156,15 +157,14 @@ def _read(path, source):
     expected = f"md5 {source.md5[path.name]}" if published else f"content checksum {source.content[path.name]}"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (expected {expected}); {MEND}")
-    with open(path, "rb") as file:
-        found = f"md5 {hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()}"
-        if published and found != expected:
-            raise _damaged(path, expected, found)
-        file.seek(0)
-        try:
-            return dict(_ArrayUnpickler(file, encoding="bytes").load())
-        except Exception as error:  # damaged pickles raise nearly any exception, says the documentation of pickle
-            raise _damaged(path, expected, f"{type(error).__name__}: {error}") from error
+    content = path.read_bytes()
+    found = f"md5 {hashlib.md5(content, usedforsecurity=False).hexdigest()}"
+    if published and found != expected:
+        raise _damaged(path, expected, found)
+    try:
+        return dict(_ArrayUnpickler(BytesIO(content), encoding="bytes").load())
+    except Exception as error:  # damaged pickles raise nearly any exception, says the documentation of pickle
+        raise _damaged(path, expected, f"{type(error).__name__}: {error}") from error
 
 
 def _read_split(folder, source, split):

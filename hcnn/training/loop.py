@@ -7,6 +7,7 @@ checkpoint holds the position inside the epoch: a run that was stopped continues
 import time
 from contextlib import nullcontext
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -60,9 +61,8 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
     if main:
         folder.mkdir(parents=True, exist_ok=True)
     gpu = device.type == "cuda"
-    deadline = None if max_seconds is None else begin + max_seconds
     with (run_folder.lock(folder) if main else nullcontext(), numerics(precision, device),
-          stop_on_signals(deadline) as stop, torch.random.fork_rng([device] if gpu else []),
+          stop_on_signals(begin + (max_seconds or inf)) as stop, torch.random.fork_rng([device] if gpu else []),
           torch.cuda.device(device) if gpu else nullcontext()):
         try:
             training = _Training(architecture, recipe, data, parameters, folder, device, loss, log, stop)

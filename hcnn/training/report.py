@@ -1,6 +1,5 @@
 """What a training says: its first line, a line an epoch, progress inside one; and the content of run.json."""
 
-import sys
 import time
 
 from tqdm import tqdm
@@ -50,7 +49,7 @@ class Progress:
 
     def __init__(self, epoch, steps, done, log):
         self.epoch, self.steps, self.log, self.said = epoch, steps, log, time.monotonic()
-        self.bar = tqdm(total=steps, initial=done, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, initial=done, desc=f"epoch {epoch}", leave=False, disable=None)
 
     def step(self, done, means=None):
         """One step more. means: loss and accuracy so far, a tensor; None where reading it would make the CPU wait."""

@@ -87,7 +87,8 @@ class Step:
 
     def gradient(self, chosen, shifts, flips, size, n, weight=1):
         """The gradient for some images of a minibatch of n, and their part of the totals."""
-        x, y = self.inputs(chosen, shifts, flips, size), self.labels[chosen]
+        x, y = augment(self.images[chosen], shifts, flips, *self.statistics), self.labels[chosen]
+        x = x if size is None else shrink(x, size)
         with self.autocast():
             logits, loss, minimised = self.loss(self.network, x, y)
         smoothing = self.recipe.label_smoothing
@@ -97,11 +98,6 @@ class Step:
         self.network.zero_grad()
         (minimised * weight / n).backward()
         self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight
-
-    def inputs(self, chosen, shifts, flips, size):
-        """The images of a minibatch as the network sees them."""
-        x = augment(self.images[chosen], shifts, flips, *self.statistics)
-        return x if size is None else shrink(x, size)
 
     def autocast(self):
         """The precision of the training, for a while."""

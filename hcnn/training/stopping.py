@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from math import inf
 
 REPEAT_SECONDS = 1
 
@@ -15,14 +16,14 @@ class Stopped(Exception):
 class Stop:
     """Why to stop, if at all; a training loop asks at every step."""
 
-    def __init__(self, deadline=None):
+    def __init__(self, deadline=inf):
         self.signal, self.deadline = None, deadline
 
     def reason(self):
         """The reason to stop now, as text; None to go on."""
         if self.signal is not None:
             return f"signal {self.signal}"
-        return "the time is up" if self.deadline is not None and time.monotonic() >= self.deadline else None
+        return "the time is up" if time.monotonic() >= self.deadline else None
 
     def check(self, deadline=True):
         """Raise Stopped if there is a reason; without `deadline`, if a signal came."""
@@ -31,7 +32,7 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(deadline=None):
+def stop_on_signals(deadline=inf):
     """A Stop that the first SIGTERM or SIGINT sets; another one more than a second later acts as it did before.
 
     One stop may come as two signals: coreutils' `timeout` sends its own to the command and to its group. Signals
