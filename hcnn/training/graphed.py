@@ -39,7 +39,7 @@ class GraphedStep:
     def __init__(self, changed, log):
         self.changed, self.log = changed, log
         self.calls, self.inputs, self.replay = 0, None, None
-        self.stream = _new_stream()
+        self.stream = torch.cuda.Stream()
 
     def __call__(self, step, *inputs):
         if self.calls == WARM_UP:
@@ -63,10 +63,6 @@ class GraphedStep:
             cause = error.__context__ or error  # the end of a capture fails after what has spoilt it
             self.log(f"no CUDA graph, steps go on kernel by kernel: {str(cause).splitlines()[0]}. If memory runs out, "
                      "start again with HCNN_WITHOUT=graph: what the capture had taken is not given back")
-
-
-def _new_stream():
-    return torch.cuda.Stream()
 
 
 @contextmanager

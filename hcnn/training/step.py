@@ -69,23 +69,27 @@ class Step:
 
     def __call__(self, minibatch, lr):
         self.optimiser.set_lr(lr)
-        (chosen, shifts, flips, size), processes = minibatch, world()
-        n = len(chosen)
-        if self.eager is None and n == self.recipe.batch_size:
+        *inputs, size = minibatch
+        descend = partial(self._descend, size)
+        if self.eager is None and len(inputs[0]) == self.recipe.batch_size:
             if size not in self.graphs:  # the graph of the size before is not needed again
                 self.graphs = {size: graphed.GraphedStep([*self.network.parameters(), *self.network.buffers()],
                                                          self.log)}
-            self.graphs[size](partial(self._whole, size), chosen, shifts, flips)
-            return
+            descend = partial(self.graphs[size], descend)
+        descend(*inputs)
+
+    def _descend(self, size, chosen, shifts, flips):
+        """The step of a minibatch, of which every process computes the gradient of its share."""
+        n, processes = len(chosen), world()
         share = slice(n * rank() // processes, n * (rank() + 1) // processes) if n >= processes else slice(None)
         weight = 1 if n >= processes else 1 / processes  # fewer images than processes: all compute all, for a part each
-        self.gradient(chosen[share], shifts[share], flips[share], size, n, weight)
+        self._gradient(chosen[share], shifts[share], flips[share], size, n, weight)
         if processes > 1:
             gradients = [p.grad for p in self.network.parameters()]
             vector_to_parameters(all_sum(parameters_to_vector(gradients)), gradients)  # one message
         self.optimiser.step()
 
-    def gradient(self, chosen, shifts, flips, size, n, weight=1):
+    def _gradient(self, chosen, shifts, flips, size, n, weight):
         """The gradient for some images of a minibatch of n, and their part of the totals."""
         x, y = augment(self.images[chosen], shifts, flips, *self.statistics), self.labels[chosen]
         x = x if size is None else shrink(x, size)
@@ -102,7 +106,3 @@ class Step:
     def autocast(self):
         """The precision of the training, for a while."""
         return torch.autocast(self.images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
-    def _whole(self, size, chosen, shifts, flips):
-        self.gradient(chosen, shifts, flips, size, self.recipe.batch_size)
-        self.optimiser.step()

@@ -88,16 +88,19 @@ def assert_trained_as(expected, recipe, out):
     torch.testing.assert_close({name: found[name] for name in expected}, expected, atol=2e-6, rtol=1e-5)
 
 
-def adamw_by_hand(betas, decay):
-    means, squares, steps = defaultdict(float), defaultdict(float), defaultdict(int)
+def by_torch(make):
+    """The move that torch makes, each parameter with an optimiser of its own: make(p, is it a filter).
+
+    The lr that an optimiser is made with is its share of the rate.
+    """
+    optimisers = {}
 
     def move(name, p, gradient, is_filter, lr):
-        steps[name] += 1
-        means[name] = betas[0] * means[name] + (1 - betas[0]) * gradient
-        squares[name] = betas[1] * squares[name] + (1 - betas[1]) * gradient**2
-        mean, square = means[name] / (1 - betas[0] ** steps[name]), squares[name] / (1 - betas[1] ** steps[name])
-        p *= 1 - lr * decay * is_filter
-        p -= lr * mean / (square.sqrt() + 1e-8)
+        optimiser = optimisers.setdefault(name, make(p.detach(), is_filter))
+        (group,) = optimiser.param_groups
+        (view,) = group["params"]
+        view.grad, group["lr"] = gradient.view_as(view), lr * optimiser.defaults["lr"]
+        optimiser.step()
 
     return move
 
@@ -120,27 +123,23 @@ def test_weights_follow_hand_written_sgd_with_decay_on_filters_only(tmp_path, ne
     assert_trained_as(by_hand(recipe, move, loss), recipe, tmp_path)
 
 
-def test_weights_follow_hand_written_adamw_with_decay_on_filters_only(tmp_path):
+def test_adamw_decays_filters_only(tmp_path):
+    def make(p, is_filter):
+        return torch.optim.AdamW([torch.nn.Parameter(p)], lr=1, betas=(0.8, 0.95), weight_decay=0.3 * is_filter)
+
     recipe = WHOLE.replace(optimiser="adamw", betas=(0.8, 0.95))
-    assert_trained_as(by_hand(recipe, adamw_by_hand((0.8, 0.95), 0.3)), recipe, tmp_path)
+    assert_trained_as(by_hand(recipe, by_torch(make)), recipe, tmp_path)
 
 
 def test_muon_moves_filters_as_matrices_and_adamw_the_rest_with_its_own_rate(tmp_path):
+    def make(p, is_filter):
+        if is_filter:
+            matrix = torch.nn.Parameter(p.view(len(p), -1))
+            return torch.optim.Muon([matrix], lr=1, momentum=0.9, weight_decay=0.3)
+        return torch.optim.AdamW([torch.nn.Parameter(p)], lr=0.01 / 0.05, betas=(0.8, 0.95), weight_decay=0)
+
     recipe = WHOLE.replace(optimiser="muon", lr_rest=0.01, betas=(0.8, 0.95))
-    rest, matrices = adamw_by_hand((0.8, 0.95), 0), {}
-
-    def move(name, p, gradient, is_filter, lr):
-        if not is_filter:
-            return rest(name, p, gradient, False, lr * 0.01 / 0.05)
-        if name not in matrices:
-            matrix = torch.nn.Parameter(p.detach().reshape(len(p), -1).clone())
-            matrices[name] = matrix, torch.optim.Muon([matrix], lr=lr, momentum=0.9, weight_decay=0.3)
-        matrix, optimiser = matrices[name]
-        matrix.grad, optimiser.param_groups[0]["lr"] = gradient.reshape(len(p), -1), lr
-        optimiser.step()
-        p.copy_(matrix.view_as(p))
-
-    assert_trained_as(by_hand(recipe, move), recipe, tmp_path)
+    assert_trained_as(by_hand(recipe, by_torch(make)), recipe, tmp_path)
 
 
 def test_images_grow_over_the_run_and_the_trained_network_keeps_the_last_size(tmp_path, monkeypatch):
