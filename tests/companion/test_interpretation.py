@@ -201,23 +201,27 @@ def test_rank_correlation_with_depth_counts_equal_probabilities_as_equal():
         lambda own, j: np.where(draw.random(m) < 0.3, own, (own + 1) % 10), m, depths=range(3, 12), taus=range(8)
     )
     kept = (found["labels"][found["index"]] == found["query_labels"])[:, 1:].sum(1)
-    resamples = np.rint(bootstrap(m, 1000) * m).astype(int)
+    resamples = np.rint(bootstrap(m, 1000)[1:] * m).astype(int)
     exact = [spearmanr(found["depths"], kept @ resample).statistic for resample in resamples]
     row = progression(found).set_index("statistic").loc["rank correlation with depth"]
     assert (row.low, row.high) == pytest.approx(tuple(np.quantile(exact, (0.025, 0.975))), abs=1e-12)
 
 
+def best_translation(before, after):
+    """Of arrays that count alike: tau, share explained."""
+    tau, explained = properties.best_translation(before, after, torch.ones(1, len(before)).double())
+    return tau.item(), explained.item()
+
+
 def test_best_translation_recovers_a_planted_one_and_what_it_leaves():
     x = random(5, 8, 16)
     for tau in (-3, 1, 2):
-        assert properties.best_translation(x, translate(x, tau)) == (tau, pytest.approx(1))
-    assert properties.best_translation(x, x) == (0, 0)
-    tau, explained = properties.best_translation(x, translate(x, 2) + 0.5 * random(5, 8, 16, seed=1))
+        assert best_translation(x, translate(x, tau)) == (tau, pytest.approx(1))
+    assert best_translation(x, x) == (0, 0)
+    tau, explained = best_translation(x, translate(x, 2) + 0.5 * random(5, 8, 16, seed=1))
     assert tau == 2 and 0.7 < explained < 0.95
-    wave = torch.cos(2 * torch.pi * (torch.arange(8.0) - torch.tensor([[0], [0.5]])) / 8)[
-        ..., None
-    ]  # moved by half a sample
-    assert properties.best_translation(wave[:1], wave[1:]) == (0.5, pytest.approx(1, abs=1e-5))
+    wave = torch.cos(2 * torch.pi * (torch.arange(8.0) - torch.tensor([[0], [0.5]])) / 8)[..., None]
+    assert best_translation(wave[:1], wave[1:]) == (0.5, pytest.approx(1, abs=1e-5)), "half a sample"
 
 
 def test_amounts_change_the_images_and_hue_no_grey_ones(digits):
@@ -374,17 +378,19 @@ def test_colour_and_geometry_are_told_apart_where_they_differ_only():
     ]
     noise = np.random.default_rng(0).normal(0, 0.01, (2, 200, len(names), len(depths)))
     explained = np.array([[0.5 if (name in properties.COLOUR) == (j < 5) else 0.1 for j in depths] for name in names])
-    found = properties.colour_or_geometry(
-        pd.DataFrame(rows), noise + np.stack([explained, 0 * explained])[:, None]
-    ).set_index("statistic")
-    assert found.value["colour - geometry, shallow"] == pytest.approx(0.4) and found.value[
-        "colour - geometry, deep"
-    ] == pytest.approx(-0.4)
+    resampled = noise + np.stack([explained, 0 * explained])[:, None]
+
+    def shares(table, resampled):
+        return properties.colour_or_geometry({f"shifts_{name}": table[name].to_numpy() for name in table}
+                                             | dict(resampled=resampled)).set_index("statistic")
+
+    table = pd.DataFrame(rows)
+    found = shares(table, resampled)
+    assert found.value["colour - geometry, shallow"] == pytest.approx(0.4)
+    assert found.value["colour - geometry, deep"] == pytest.approx(-0.4)
     assert found.low["colour - geometry, shallow"] > 0.38 and found.high["colour - geometry, deep"] < -0.38
     assert found.value["translated - permuted"] == pytest.approx(0.3) and found.low["translated - permuted"] > 0.28
-    assert len(properties.colour_or_geometry(pd.DataFrame(rows).query("depth == 3"), noise[..., :1])) == 4, (
-        "one depth has no deep half"
-    )
+    assert len(shares(table[table.depth == 3], noise[..., :1])) == 4, "one depth has no deep half"
 
 
 def test_a_look_at_one_search_shows_a_picture_without_widgets(monkeypatch, capsys):

@@ -71,8 +71,9 @@ def permutation(rows):
 
 
 def bootstrap(n, resamples):
-    """Weights (resamples, n) of n images in bootstrap resamples: each row sums to 1. The same ones in every call."""
-    return np.random.RandomState(0).multinomial(n, np.full(n, 1 / n), resamples) / n  # a stream that NumPy has frozen
+    """Weights (1 + resamples, n) of n images, always the same: all alike, then bootstrap resamples. Rows sum to 1."""
+    alike = np.full(n, 1 / n)
+    return np.vstack([alike, np.random.RandomState(0).multinomial(n, alike, resamples) / n])  # frozen by NumPy
 
 
 def nearest(queries, database, exclude=None, chunk=CHUNK):

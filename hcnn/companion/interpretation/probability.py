@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 
 from hcnn.companion.interpretation.attributes import bootstrap
 from hcnn.companion.interpretation.storage import close
@@ -48,21 +48,13 @@ def progression(found):
     same = found["labels"][found["index"]] == own  # (depths, taus, m)
     permuted = found["labels"][found["permuted"]] == own
     cases = np.stack([same[:, moved].mean(1), permuted, same[:, ~moved].mean(1)])  # (3, depths, m)
-    resampled = np.moveaxis(cases @ bootstrap(len(own), RESAMPLES).T, -1, 0)
-    replicates = np.concatenate([cases.mean(-1)[None], resampled])  # the first is the sample itself
-    translated, permuted, untranslated = np.moveaxis(replicates, 1, 0)
+    translated, permuted, untranslated = np.moveaxis(cases @ bootstrap(len(own), RESAMPLES).T, -1, 1)
+    counts = pd.DataFrame((translated.T * moved.sum() * len(own)).round())  # whole, so that rounding breaks no tie
     return quantiles({
-        "rank correlation with depth": rank_correlations((translated * moved.sum() * len(own)).round()),
+        "rank correlation with depth": counts.rank().corrwith(pd.Series(range(len(counts)))).to_numpy(),
         "deepest - shallowest": translated[:, -1] - translated[:, 0],
         "translated - permuted": (translated - permuted).mean(1),
         "translated - nearest": (translated - untranslated).mean(1)})
-
-
-def rank_correlations(rows):
-    """Spearman's correlation of each row with its index: whole numbers, so that rounding breaks no tie."""
-    with np.errstate(invalid="ignore"):
-        ranks = spearmanr(np.column_stack([np.arange(rows.shape[1]), rows.T])).statistic
-    return np.atleast_2d(ranks)[0, 1:] if np.ndim(ranks) else np.array([ranks])
 
 
 def quantiles(statistics):

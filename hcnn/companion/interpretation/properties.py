@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 from hcnn.companion.interpretation.attributes import attribute_arrays, bootstrap, permutation, prepared, smooth
 from hcnn.companion.interpretation.probability import quantiles
+from hcnn.companion.interpretation.storage import frame
 
 COLOUR = ("brightness", "contrast", "hue")  # the other properties are geometric
 STEPS = 8  # positions of a translation in one sample, where it need not be whole
@@ -36,34 +37,24 @@ def changes(mean):
     }
 
 
-def best_translation(before, after):
+def best_translation(before, after, weights):
     """The circular translation along v_{j-1}, one for all images, that takes arrays nearest to others (least squares).
 
     before, after: (n, rows, columns), smoothed here, which leaves a translation between samples well defined (its
-    Fourier series has no highest frequency). Returns tau in -rows/2 ... rows/2, a multiple of 1/STEPS, 0 where nothing
-    is nearer, and the share explained, 1 - |after - translated|^2 / |after - before|^2.
+    Fourier series has no highest frequency). weights (m, n): how much the images count, in m ways. Returns, each (m,),
+    tau in -rows/2 ... rows/2, a multiple of 1/STEPS, 0 where nothing is nearer, and the share explained,
+    1 - |after - translated|^2 / |after - before|^2.
     """
-    taus, gains, left = _gains(before, after)
-    best = int(gains.sum(0).argmax())
-    gain, left = gains[:, best].sum(), left.sum()
-    return (taus[best].item(), (gain / left).item()) if gain > 1e-9 * left else (0.0, 0.0)
-
-
-def _gains(before, after):
-    """Translations (t,), 0 first, so that it wins among equals; what each explains of the change (n, t); the change."""
     before, after = smooth(before).double(), smooth(after).double()
     rows = before.shape[-2]
-    taus = torch.tensor(sorted(range(-rows * STEPS // 2, rows * STEPS // 2), key=abs)) / STEPS
+    taus = torch.tensor(sorted(range(-rows * STEPS // 2, rows * STEPS // 2), key=abs)) / STEPS  # 0 wins among equals
     cross = (torch.fft.fft(before, dim=-2).conj() * torch.fft.fft(after, dim=-2)).sum(2)
     phases = torch.exp(2j * torch.pi * torch.fft.fftfreq(rows, dtype=torch.float64) * taus.double()[:, None])
     products = (cross @ phases.T).real / rows  # of `after` and of `before` translated by each tau
-    return taus, 2 * (products - products[:, :1]), (after - before).square().sum((1, 2))
-
-
-def _resampled(before, after, weights):
-    """The share that `best_translation` explains, for images weighted in each way: weights (resamples, n)."""
-    _, gains, left = _gains(before, after)
-    return (weights @ gains).max(1).values / (weights @ left).clamp_min(1e-300)
+    gain, best = (2 * weights @ (products - products[:, :1])).max(1)
+    change = weights @ (after - before).square().sum((1, 2))
+    nearer = gain > 1e-9 * change
+    return torch.where(nearer, taus[best], 0), torch.where(nearer, gain / change, 0)
 
 
 def property_shifts(trained, images, depths, batch_size=50, log=None):
@@ -74,20 +65,19 @@ def property_shifts(trained, images, depths, batch_size=50, log=None):
     depths): explained and control, means over the amounts, in bootstrap resamples of the images (n, 3, H, W) uint8.
     """
     order, rows, resampled = permutation(trained.architecture.K // 2), [], []
-    weights = torch.from_numpy(bootstrap(len(images), RESAMPLES))
+    weights = torch.from_numpy(bootstrap(len(images), RESAMPLES))  # the images themselves first
     before, _ = attribute_arrays(trained, images, depths, batch_size)
     for name, (change, amounts) in changes(trained.mean).items():
         shares = torch.zeros(2, RESAMPLES, len(depths), dtype=torch.float64)
         for amount in amounts:
             after, _ = attribute_arrays(trained, change(images, amount), depths, batch_size)
             for d, j in enumerate(depths):
-                own, permuted = (before[j], after[j]), (before[j][:, order], after[j][:, order])
-                tau, explained = best_translation(*own)
+                tau, explained = best_translation(before[j], after[j], weights)
+                _, control = best_translation(before[j][:, order], after[j][:, order], weights)
                 size = (smooth(after[j] - before[j]).norm() / smooth(before[j]).norm()).item()
-                rows.append(dict(depth=j, property=name, amount=float(amount), moved=size, tau=tau, explained=explained,
-                                 control=best_translation(*permuted)[1]))
-                both = torch.stack([_resampled(*own, weights), _resampled(*permuted, weights)])
-                shares[:, :, d] += both / len(amounts)
+                rows.append(dict(depth=j, property=name, amount=float(amount), moved=size, tau=tau[0].item(),
+                                 explained=explained[0].item(), control=control[0].item()))
+                shares[:, :, d] += torch.stack([explained, control])[:, 1:] / len(amounts)
         resampled.append(shares)
         if log:
             log(f"{len(images)} images with another {name}")
@@ -107,16 +97,17 @@ def monotonicity(shifts):
     return pd.DataFrame(rows)
 
 
-def colour_or_geometry(shifts, resampled):
+def colour_or_geometry(found):
     """What translations explain of changes of colour and of geometry in shallow and deep layers: see `quantiles`.
 
     Means over the properties of each kind and the depths of each half (shallow: up to the mean depth), their
     differences, and the mean difference from the control, with 95% bootstrap intervals over the images, paired.
     """
+    shifts, resampled = frame(found, "shifts"), found["resampled"].astype(float)
     names, depths = list(shifts.property.unique()), sorted(shifts.depth.unique())
     means = [shifts.pivot_table(column, "property", "depth").loc[names, depths].to_numpy()
              for column in ("explained", "control")]
-    explained, control = np.concatenate([np.array(means)[:, None], resampled.astype(float)], 1)  # the sample first
+    explained, control = np.concatenate([np.array(means)[:, None], resampled], 1)  # the sample first
     colour, shallow = np.isin(names, COLOUR), np.array(depths) <= np.mean(depths)
     found = {}
     for half, where in [("shallow", shallow)] + [("deep", ~shallow)] * (not shallow.all()):

@@ -45,8 +45,8 @@ def same_class_table(runs):
 def progression_table(runs):
     """`progression` and `colour_or_geometry` of every interpreted run."""
     def both(run, found):
-        causes = colour_or_geometry(frame(found, "shifts"), found["resampled"])
-        return pd.concat([progression(found).assign(about="same class"), causes.assign(about="known changes")])
+        return pd.concat([progression(found).assign(about="same class"),
+                          colour_or_geometry(found).assign(about="known changes")])
 
     return _below_one_another(runs, both, ["about", "statistic", "value", "low", "high"])
 

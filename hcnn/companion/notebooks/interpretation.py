@@ -9,7 +9,8 @@ from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.figures import interpretation as drawing
 from hcnn.companion.interpretation import measure, storage
 from hcnn.companion.interpretation.probability import progression
-from hcnn.companion.interpretation.properties import colour_or_geometry, monotonicity
+from hcnn.companion.interpretation.properties import colour_or_geometry as causes
+from hcnn.companion.interpretation.properties import monotonicity
 from hcnn.companion.results.runs import Run, best_available, data_title, load_run, load_runs, runs_folder, usable
 from hcnn.data.datasets import Dataset, load_dataset
 from hcnn.paths import RUNS
@@ -118,10 +119,10 @@ def verdict_on_changes(found):
     """In words, whether shallow attributes follow colour and deep ones larger patterns."""
     shifts, altered = storage.frame(found, "shifts"), storage.used(found)["altered"]
     summary = monotonicity(shifts)
-    causes = colour_or_geometry(shifts, found["resampled"]).set_index("statistic")
-    best, ahead = summary.loc[summary.explained.idxmax()], causes[causes.index.str.startswith("colour - geometry")]
+    shares = causes(found).set_index("statistic")
+    best, ahead = summary.loc[summary.explained.idxmax()], shares[shares.index.str.startswith("colour - geometry")]
     signs = (np.sign(ahead.low) + np.sign(ahead.high)) / 2  # 0: the interval holds both
-    holds = best.explained > 0.1 and causes.low["translated - permuted"] > 0 and signs.tolist() == [1, -1]
+    holds = best.explained > 0.1 and shares.low["translated - permuted"] > 0 and signs.tolist() == [1, -1]
     words = {1: "more of the changes of colour than of the geometric ones", 0: "as much of both, within the interval",
              -1: "less of the changes of colour than of the geometric ones"}
     halves = " ".join(f"In the {name.split(', ')[1]} half of the depths it explains {words[np.trunc(sign)]}."
@@ -131,11 +132,6 @@ def verdict_on_changes(found):
             f"{summary.control.mean():.2%}. {halves} That translations follow colour in shallow layers and large "
             f"patterns in deep ones is {'supported' if holds else 'not supported'} by this network ({altered} images, "
             "n = 1 network).")
-
-
-def causes(found):
-    """The table of `colour_or_geometry`."""
-    return colour_or_geometry(storage.frame(found, "shifts"), found["resampled"])
 
 
 def side_by_side(statistics):
