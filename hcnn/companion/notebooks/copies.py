@@ -5,19 +5,20 @@
 
 import os
 import sys
-import time
 from base64 import b64decode, b64encode
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from hcnn.paths import ROOT
 from hcnn.training.run_folder import write_bytes
 
 CHECKED = "# NBVAL_CHECK_OUTPUT"
-QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a notebook
+
+
+def write(path, notebook):
+    """Write a notebook whole or not at all."""
+    write_bytes(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 def kept(notebook):
@@ -45,9 +46,9 @@ def kept(notebook):
 def strip(notebook):
     """Remove outputs and counts, except of checked cells, which nbstripout cannot tell, and all that is of one run."""
     for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter") and v})
         if cell.cell_type != "code":
             continue
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})
         if cell.source.lstrip().startswith(CHECKED):
             printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
             others = [output for output in cell.outputs if output.output_type != "stream"]
@@ -59,30 +60,13 @@ def strip(notebook):
     return notebook
 
 
-def refresh(path, log=print):
-    """Run a notebook with its own defaults and write it back stripped, with fresh outputs in its checked cells."""
-    before = path.read_text(encoding="utf-8")
-    notebook, started = nbformat.reads(before, as_version=4), time.perf_counter()
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", extra_arguments=QUIET,
-                            resources={"metadata": {"path": str(path.parent)}})
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        raise RuntimeError(f"{path.stem} failed and was left as it is:\n{error}") from error
-    if path.read_text(encoding="utf-8") != before:
-        raise RuntimeError(f"{path.stem} was changed while it ran and was left as it is; run --refresh again")
-    write_bytes(path, (nbformat.writes(strip(notebook)) + "\n").encode())
-    checked = sum(cell.source.lstrip().startswith(CHECKED) for cell in notebook.cells)
-    log(f"{path.stem}: {checked} checked cells, {time.perf_counter() - started:.0f} s")
-
-
 def strip_files(files):
     """Strip notebooks in place; how many were not as they should be."""
     changed = 0
     for path in map(Path, files):
         before, stripped = (nbformat.read(path, as_version=4) for _ in range(2))
         if strip(stripped) != before:
-            write_bytes(path, (nbformat.writes(stripped) + "\n").encode())
+            write(path, stripped)
             print(f"{path} stripped")
             changed += 1
     return changed

@@ -27,7 +27,6 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
-import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -35,24 +34,28 @@ from traitlets.config import Config
 
 from hcnn.architecture import Architecture
 from hcnn.companion.experiments import experiment
-from hcnn.companion.notebooks.copies import QUIET, kept, refresh
+from hcnn.companion.notebooks.copies import kept, strip, write
 from hcnn.companion.notebooks.keeping import place
 from hcnn.companion.notebooks.profiles import DIGITS, OUT, PROFILES, TRAINING, jobs, usual
 from hcnn.companion.parallel import report, run_all
 from hcnn.data.datasets import available, load_dataset
 from hcnn.paths import LOCAL, NOTEBOOKS
 from hcnn.training.recipe import Recipe
-from hcnn.training.run_folder import write_bytes
 
+QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a notebook
 PATIENT = Config(KernelManager={"shutdown_wait_time": 120})  # seconds for a training to write its checkpoint
 UNNAMED = ("notebook", "variant", "out", "max_seconds")  # in the name of a copy: said otherwise, or not trained
 FIELDS = {field.name for part in (Architecture, Recipe) for field in fields(part)} | {"dataset", "variant", "preset"}
 
 
+def every():
+    """Paths of all notebooks, in order."""
+    return sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
 def find(name):
     """Path of a notebook named in full, by its first characters (`03`) or as a file."""
-    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
-    stem = Path(name).stem
+    paths, stem = every(), Path(name).stem
     found = [path for path in paths if path.stem == stem] or [path for path in paths if path.stem.startswith(stem)]
     if len(found) != 1:
         raise ValueError(f"notebook must be one of {', '.join(path.stem for path in paths)}, got {name!r}")
@@ -116,9 +119,8 @@ def digits_stand_in(dataset):
 def planned(path, profile, given, out=None):
     """One execution, checked: (path, parameters, the executed copy, whose name tells it from the profile's own)."""
     known = {name: default for name, (default, _) in defaults(path).items()}
-    own = {name: value for name, value in usual(profile, path.stem).items() if name != "notebook"}
     out = OUT[profile] if out is None else out
-    own |= dict(out=out) if "out" in known else {}
+    own = usual(profile, path.stem) | (dict(out=out) if "out" in known else {})
     dataset = given.get("dataset", known.get("dataset"))
     on_digits = path.stem in TRAINING.values() and (dataset == "digits" or digits_stand_in(dataset))
     own |= DIGITS.get(profile, {}) if on_digits else {}
@@ -136,9 +138,8 @@ def planned(path, profile, given, out=None):
 
 def everything(profile, datasets, out=None):
     """The jobs of a profile in order; that of a notebook which the profile does not name are its defaults."""
-    found = jobs(profile, datasets) or [dict(notebook=path.stem) for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-    parameters = [{name: value for name, value in job.items() if name != "notebook"} for job in found]
-    return [planned(find(job["notebook"]), profile, given, out) for job, given in zip(found, parameters)]
+    found = jobs(profile, datasets) or [(path.stem, {}) for path in every()]
+    return [planned(find(stem), profile, given, out) for stem, given in found]
 
 
 def swept(names, profile, given, grid):
@@ -173,16 +174,12 @@ def sweep(cells, profile, workers):
     return status
 
 
-def say(line):
-    """Print a line at once."""
-    print(line, flush=True)
+say = functools.partial(print, flush=True)
 
 
-def execute(path, parameters, copy):
-    """Run one notebook; its copy appears only where every cell has succeeded. RuntimeError."""
-    copy.parent.mkdir(parents=True, exist_ok=True)  # before hours of work
-    working = Path(tempfile.mkdtemp(prefix="hcnn-")) / copy.name
-    shown = " ".join([path.stem, *(f"{key}={value}" for key, value in parameters.items())])
+def computed(path, parameters=None, working=None):
+    """One notebook, run; the file `working` is its copy as far as it has come. RuntimeError where a cell fails."""
+    shown = " ".join([path.stem, *(f"{key}={value}" for key, value in (parameters or {}).items())])
     say(f"{shown} ...")
     started = time.perf_counter()
     try:
@@ -192,10 +189,26 @@ def execute(path, parameters, copy):
             config=PATIENT)
     except (PapermillExecutionError, DeadKernelError) as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
-        raise RuntimeError(f"{shown} failed: {reason}\n  the failed copy is {working}") from error
-    write_bytes(copy, (nbformat.writes(kept(notebook)) + "\n").encode())
-    shutil.rmtree(working.parent)
+        raise RuntimeError(f"{shown} failed: {reason}" + f"\n  the failed copy is {working}" * bool(working)) from error
     say(f"{shown}: {time.perf_counter() - started:.0f} s")
+    return notebook
+
+
+def execute(path, parameters, copy):
+    """Run one notebook; its copy appears only where every cell has succeeded."""
+    copy.parent.mkdir(parents=True, exist_ok=True)  # before hours of work
+    working = Path(tempfile.mkdtemp(prefix="hcnn-")) / copy.name
+    write(copy, kept(computed(path, parameters, working)))
+    shutil.rmtree(working.parent)
+
+
+def refresh(path):
+    """Run a notebook with its own defaults and write it back stripped, with fresh outputs in its checked cells."""
+    before = path.read_text(encoding="utf-8")
+    notebook = strip(computed(path))
+    if path.read_text(encoding="utf-8") != before:
+        raise RuntimeError(f"{path.stem} was changed while it ran and was left as it is; run --refresh again")
+    write(path, notebook)
 
 
 def command_line():
@@ -218,8 +231,8 @@ def command_line():
 def run(options):
     """What the command line asks for, all checked before the first one starts; the exit status."""
     if options.refresh:
-        for name in options.names or [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]:
-            refresh(find(name), say)
+        for path in map(find, options.names) if options.names else every():
+            refresh(path)
         return 0
     given = {name: parse(value) for name, value in options.parameter} | options.json
     if options.sweep:

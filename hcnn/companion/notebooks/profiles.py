@@ -1,4 +1,4 @@
-"""What is executed: jobs, each a dictionary of parameters and the `notebook` that takes them, for each profile.
+"""What is executed: jobs, each a notebook and the parameters it is given, for each profile.
 
 `--all` executes the jobs of a profile in their order; a notebook that is named takes the parameters of its first job.
 """
@@ -8,20 +8,21 @@ from hcnn.companion.experiments import QUICK
 from hcnn.data.datasets import DATASETS
 
 TRAINING = {"cifar10": "03_train_cifar10", "cifar100": "04_train_cifar100"}
-COUNTED = [dict(notebook="01_architecture"), dict(notebook="02_parameters")]
+COUNTED = [("01_architecture", {}), ("02_parameters", {})]
 SEARCHED = {"small": dict(database=5000, queries=1000, altered=50),
             "paper": dict(database=None, queries=None, altered=500)}
 
 
-def _trainings(jobs, **shared):
+def _trainings(several):
     """Jobs of the notebooks that train, each that of its data set."""
-    return [dict(notebook=TRAINING[job.get("dataset", "cifar10")], train_size=None) | shared | job for job in jobs]
+    whole = [dict(dataset="cifar10", train_size=None) | given for given in several]
+    return [(TRAINING[given["dataset"]], given) for given in whole]
 
 
 def _interpretations(profile):
     """Jobs of notebook 06: networks with zeros and with periodic boundaries, and one with 100 classes."""
     networks = [dict(dataset="cifar10"), dict(dataset="cifar10", padding_mode="periodic"), dict(dataset="cifar100")]
-    return [dict(notebook="06_interpretation") | network | SEARCHED[profile] for network in networks]
+    return [("06_interpretation", network | SEARCHED[profile]) for network in networks]
 
 
 PAPER = [dict(dataset=dataset, variant=variant, K=16, Q=32, epochs=None)
@@ -29,10 +30,9 @@ PAPER = [dict(dataset=dataset, variant=variant, K=16, Q=32, epochs=None)
 PROFILES = {
     "smoke": [],  # the notebooks' own defaults; their runs are not kept
     # without a GPU: what is stored, drawn in minutes, then networks trained from nothing in as many
-    "small": [*COUNTED, *_interpretations("small"), dict(notebook="07_speed"), *_trainings(QUICK),
-              dict(notebook="05_results")],
-    "paper": [*COUNTED, *_trainings(PAPER), *_interpretations("paper"), dict(notebook="07_speed", measure="all"),
-              dict(notebook="05_results")],
+    "small": [*COUNTED, *_interpretations("small"), ("07_speed", {}), *_trainings(QUICK), ("05_results", {})],
+    "paper": [*COUNTED, *_trainings(PAPER), *_interpretations("paper"), ("07_speed", dict(measure="all")),
+              ("05_results", {})],
 }
 OUT = {"smoke": "", "small": "local", "paper": "results"}  # where a profile keeps what it makes
 DIGITS = dict(small=dict(epochs=20))  # where digits are trained on: they are 1,500
@@ -43,16 +43,15 @@ def jobs(profile, datasets):
     if not set(datasets) <= set(DATASETS):
         raise ValueError(f"dataset must be of {', '.join(DATASETS)}, got {','.join(datasets)!r}")
     chosen = []
-    for job in PROFILES[profile]:
-        dataset = job.get("dataset", "cifar10")
-        on_images = job["notebook"] in (*TRAINING.values(), "06_interpretation")
-        if not on_images or dataset in datasets:
-            chosen.append(job)
-        elif datasets == ["digits"] and (dataset == "cifar10" or job["notebook"] in TRAINING.values()):
-            chosen.append(job | dict(dataset="digits"))
+    for notebook, given in PROFILES[profile]:
+        dataset = given.get("dataset")
+        if dataset is None or dataset in datasets:
+            chosen.append((notebook, given))
+        elif datasets == ["digits"] and (dataset == "cifar10" or notebook in TRAINING.values()):
+            chosen.append((notebook, given | dict(dataset="digits")))
     return chosen
 
 
 def usual(profile, notebook):
     """The parameters that a profile gives to a notebook that is named."""
-    return next((job for job in PROFILES[profile] if job["notebook"] == notebook), {})
+    return dict(reversed(PROFILES[profile])).get(notebook, {})
