@@ -413,5 +413,5 @@ def test_verdicts_are_in_words_and_follow_from_the_numbers(digits):
     found = measure.interpret(net, digits, measure.ask(net, digits, [0, 3], 40, 10, 3), log=None)
     rising = found | planted(lambda own, j: own if j == 5 else (own + 1) % 10, m=100)
     said = cells.verdict_on_classes(rising, same_class_probability(rising, net.architecture))
-    assert "from 0.000 at j = 3 to 1.000 at j = 5 (rank correlation" in said
+    assert "from 0.000 at j = 3 to 1.000 at j = 5." in said
     assert "is not supported by this network (3 images, n = 1 network)" in cells.verdict_on_changes(found)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
-import numpy as np
 
 from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.figures import interpretation as drawing
@@ -11,23 +10,21 @@ from hcnn.companion.interpretation import measure, storage
 from hcnn.companion.interpretation.probability import progression
 from hcnn.companion.interpretation.properties import colour_or_geometry as causes
 from hcnn.companion.interpretation.properties import monotonicity
-from hcnn.companion.results.runs import Run, best_available, data_title, load_run, load_runs, runs_folder, usable
+from hcnn.companion.results.runs import best_available, data_title, load_run, load_runs, runs_folder, usable
 from hcnn.data.datasets import Dataset, load_dataset
 from hcnn.paths import RUNS
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
 from hcnn.training.run_folder import WEIGHTS
-from hcnn.training.trained import TrainedNetwork, load
+from hcnn.training.trained import load
 
 TINY = dict(K=8, Q=9, padding_mode="periodic", subsampled=(1, 2, 5))  # trained on digits where no run is stored
 
 
 @dataclass(frozen=True)
 class Interpreted:
-    """A run, its data set, and the result of `interpret` with what was asked of it."""
+    """The result of `measure.interpret` for a run, its data set, and a title that says what it is of."""
 
-    run: Run
-    trained: TrainedNetwork
     data: Dataset
     found: dict
     title: str
@@ -81,7 +78,7 @@ def interpret(run, out="", **asked):
     print(f"{ties.sum():,} of {ties.size:,} searches have more than one nearest image; the first one is taken.")
     title = (f"{data_title(data.name, data.substitutes)}, {run.system} K={run.K} Q={run.Q}, {run.padding_mode}, "
              f"{run.accuracy:.1f}%; database: {used['database']:,} training images")
-    return Interpreted(run, trained, data, found, title)
+    return Interpreted(data, found, title)
 
 
 def intervals(table):
@@ -91,47 +88,40 @@ def intervals(table):
     return table.assign(interval=words, case=cases).pivot(index="depth", columns="case", values="interval")
 
 
+def signs(table):
+    """{statistic: 1 where its interval lies above 0, -1 where it lies below, 0 where it holds 0}."""
+    return {row.statistic: int(row.low > 0) - int(row.high < 0) for row in table.itertuples()}
+
+
 def verdict_on_classes(found, table):
     """In words, whether translated images keep the class the more probably the deeper the layer."""
-    by = progression(found).set_index("statistic")
-    moved = table[table.kind == "translated"]
-    last, mean = moved[moved.depth == moved.depth.max()], moved.groupby("depth").probability.mean()
-    inner = moved[moved.depth < moved.depth.max()]  # where odd translations are no symmetries
-    even, odd = (inner[inner.tau % 2 == rest].probability.mean() for rest in (0, 1))
-    rises = (by.low[["rank correlation with depth", "deepest - shallowest"]] > 0).all()
-
-    def against(name):
-        low, high = by.loc[name, ["low", "high"]]
-        return ("more often than" if low > 0 else "less often than" if high < 0
-                else "as often, within the interval, as")
-
+    of = signs(progression(found))
+    mean = table[table.kind == "translated"].groupby("depth")[["probability", "close", "if_close"]].mean()
+    first, last = mean.iloc[0], mean.iloc[-1]
+    rises = of["rank correlation with depth"] == of["deepest - shallowest"] == 1
+    often = {1: "more often than", 0: "as often, within the interval, as", -1: "less often than"}
     return (f"**Verdict.** The probability {'rises' if rises else 'does not demonstrably rise'} with depth, from "
-            f"{mean.iloc[0]:.3f} at j = {mean.index[0]} to {mean.iloc[-1]:.3f} at j = {mean.index[-1]} (rank "
-            f"correlation {by.value.iloc[0]:.2f}). Over all depths a translated array keeps the class "
-            f"{against('translated - permuted')} one with its rows in a non-cyclic order, and "
-            f"{against('translated - nearest')} the untranslated nearest neighbour. Before the last depth even "
-            f"translations keep it in {even:.1%} of the cases, odd ones in {odd:.1%}. At j = {mean.index[-1]} "
-            f"{last.close.mean():.0%} of the translated arrays have a sufficiently near image; these keep the class in "
-            f"{last.if_close.mean():.0%} of the cases.")
+            f"{first.probability:.3f} at j = {first.name} to {last.probability:.3f} at j = {last.name}. Over all "
+            f"depths a translated array keeps the class {often[of['translated - permuted']]} one with its rows in a "
+            f"non-cyclic order, and {often[of['translated - nearest']]} the untranslated nearest neighbour. At "
+            f"j = {last.name} {last.close:.0%} of the translated arrays have a sufficiently near image; these keep the "
+            f"class in {last.if_close:.0%} of the cases.")
 
 
 def verdict_on_changes(found):
     """In words, whether shallow attributes follow colour and deep ones larger patterns."""
-    shifts, altered = storage.frame(found, "shifts"), storage.used(found)["altered"]
-    summary = monotonicity(shifts)
-    shares = causes(found).set_index("statistic")
-    best, ahead = summary.loc[summary.explained.idxmax()], shares[shares.index.str.startswith("colour - geometry")]
-    signs = (np.sign(ahead.low) + np.sign(ahead.high)) / 2  # 0: the interval holds both
-    holds = best.explained > 0.1 and shares.low["translated - permuted"] > 0 and signs.tolist() == [1, -1]
+    of, summary = signs(causes(found)), monotonicity(storage.frame(found, "shifts"))
+    best = summary.loc[summary.explained.idxmax()]
+    halves = {name.split(", ")[1]: sign for name, sign in of.items() if name.startswith("colour - geometry")}
+    holds = best.explained > 0.1 and of["translated - permuted"] == 1 and halves == dict(shallow=1, deep=-1)
     words = {1: "more of the changes of colour than of the geometric ones", 0: "as much of both, within the interval",
              -1: "less of the changes of colour than of the geometric ones"}
-    halves = " ".join(f"In the {name.split(', ')[1]} half of the depths it explains {words[np.trunc(sign)]}."
-                      for name, sign in signs.items())
+    said = " ".join(f"In the {half} half of the depths it explains {words[sign]}." for half, sign in halves.items())
     return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {best.explained:.1%} of a change "
             f"({best.property} at j = {best.depth}), on average {summary.explained.mean():.2%}, with rows out of order "
-            f"{summary.control.mean():.2%}. {halves} That translations follow colour in shallow layers and large "
-            f"patterns in deep ones is {'supported' if holds else 'not supported'} by this network ({altered} images, "
-            "n = 1 network).")
+            f"{summary.control.mean():.2%}. {said} That translations follow colour in shallow layers and large "
+            f"patterns in deep ones is {'supported' if holds else 'not supported'} by this network "
+            f"({storage.used(found)['altered']} images, n = 1 network).")
 
 
 def side_by_side(statistics):
