@@ -281,7 +281,7 @@ def test_result_is_consistent_and_survives_storage(digits, tmp_path):
     net = network()
     asked = measure.ask(net, digits, images=[0, 3], database=40, queries=10, altered=3, depths=[3, 5])
     assert asked["taus"] == [0, 1, 2, 3], "a circle of four rows has no other translations"
-    found = measure.interpret(net, digits, asked, log=None)
+    found = measure.interpret(net, digits, asked, log=print)
     assert found["index"].shape == found["distance"].shape == (2, 4, 10) and found["image_index"].shape == (2, 4, 2)
     arrays, said = attribute_arrays(net, digits.train_images, [5])
     base = found["database"]
@@ -321,7 +321,7 @@ def test_settings_refuse_what_cannot_be_computed(digits):
 
 def test_figures_write_class_and_prediction_under_every_image(digits):
     net = network()
-    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 1, 2], 30, 10, 2), log=None)
+    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 1, 2], 30, 10, 2), log=print)
     fig = drawing.with_arrays(found, 5, [0, 1], digits, "title")
     assert len(fig.axes) == 2 * 2 * 4  # two images, each a row of images above a row of arrays, columns x, 1, 2, 3
     label, said = found["image_labels"][0], found["image_predictions"][0]
@@ -410,7 +410,7 @@ def test_a_look_at_one_search_shows_a_picture_without_widgets(monkeypatch, capsy
 
 def test_verdicts_are_in_words_and_follow_from_the_numbers(digits):
     net = network()
-    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 3], 40, 10, 3), log=None)
+    found = measure.interpret(net, digits, measure.ask(net, digits, [0, 3], 40, 10, 3), log=print)
     rising = found | planted(lambda own, j: own if j == 5 else (own + 1) % 10, m=100)
     said = cells.verdict_on_classes(rising, same_class_probability(rising, net.architecture))
     assert "from 0.000 at j = 3 to 1.000 at j = 5." in said

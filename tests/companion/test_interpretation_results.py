@@ -43,7 +43,7 @@ def right(tmp_path_factory, digits):
     )
     network = load(folder)
     asked = measure.ask(network, digits, [1, 5], database=40, queries=10, altered=3)
-    storage.save_interpretation(folder, measure.interpret(network, digits, asked, log=None))
+    storage.save_interpretation(folder, measure.interpret(network, digits, asked, log=print))
     return folder
 
 
@@ -114,9 +114,9 @@ def test_a_flipped_bit_is_found_by_the_checksum(run):
         (setting(data="0" * 64), "made with data '000"),
         (setting(dataset="cifar10"), "made with dataset 'cifar10'"),
         (setting(depths=[3, 9]), "depths [3, 9] and translations [0, 1, 2, 3] are not those of K = 8, J = 5"),
-        (setting(database=50), "database 40, asked were 50"),
-        (setting(queries=9), "queries 10, asked were 9"),
-        (setting(images=[1, 6]), "images [1, 5], asked were [1, 6]"),
+        (setting(database=50), "made with database 50, it must be 40"),
+        (setting(queries=9), "made with queries 9, it must be 10"),
+        (setting(images=[1, 6]), "made with images [1, 6], it must be [1, 5]"),
         (lambda run: rewrite(run, arrays_4=np.zeros((2, 4, 8))), "its entries do not belong together"),
         (lambda run: changed(run, "index", lambda v: v.put(3, 40)), "index must be below 40, got 40"),
         (lambda run: changed(run, "predictions", lambda v: v.put(0, 10)), "predictions must be below 10, got 10"),

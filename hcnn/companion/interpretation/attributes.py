@@ -10,11 +10,9 @@ from itertools import count
 import numpy as np
 import torch
 
-CHUNK = 2**22  # most distances in memory at a time, 32 MB
-
 
 @torch.no_grad()
-def attribute_arrays(trained, images, depths, batch_size=50, log=None):
+def attribute_arrays(trained, images, depths, batch_size=50, log=lambda line: None):
     """Invariant attribute arrays of uint8 images (n, 3, H, W), and the classes that the network says.
 
     xbar_j(v_{j-1}, v_j) = sum over v_{j-2} of x_j(u_0, v_{j-2}, v_{j-1}, v_j) at u_0 = (H//2, W//2): equation (9).
@@ -38,7 +36,7 @@ def attribute_arrays(trained, images, depths, batch_size=50, log=None):
                 arrays[j][part] = x[..., x.shape[-2] // 2, x.shape[-1] // 2].sum(1).cpu()
         predictions[part] = x.argmax(1).cpu()
         done = min(first + batch_size, len(images))
-        if log and (time.monotonic() - said > 10 or done == len(images)):
+        if time.monotonic() - said > 10 or done == len(images):
             said = time.monotonic()
             log(f"attribute arrays of {done:,} of {len(images):,} images, {said - started:.0f} s")
     return arrays, predictions
@@ -76,12 +74,12 @@ def bootstrap(n, resamples):
     return np.vstack([alike, np.random.RandomState(0).multinomial(n, alike, resamples) / n])  # frozen by NumPy
 
 
-def nearest(queries, database, exclude=None, chunk=CHUNK):
+def nearest(queries, database, exclude=None, chunk=2**22):
     """For every row of `queries` (m, d) the nearest row of `database` (n, d), Euclidean, as products of matrices.
 
     exclude: (m,) for each query the row of the database that it is itself, -1 where it is none. Returns index, distance
     and ties (m,): the lowest index where several rows are equally near, and how many others are. Not more than
-    max(chunk, n) distances are in memory at a time, in float64.
+    max(chunk, n) distances are in memory at a time, in float64: 32 MB.
     """
     centre = database.double().mean(0)  # distances stay, and the squares below lose no digits to a common offset
     b = database.double() - centre
@@ -110,12 +108,12 @@ def moved(arrays, taus):
     return torch.stack([smooth(translate(arrays, tau)).flatten(1) for tau in taus])
 
 
-def sequences(queries, database, taus, exclude=None, chunk=CHUNK):
+def sequences(queries, database, taus, exclude=None):
     """The images x^tau at one depth: index in the database, distance and ties, each (len(taus), m).
 
     x^tau minimises || xbar_j(v_{j-1} - tau, v_j) - xbar_j^tau(v_{j-1}, v_j) || over the database, both arrays smoothed.
     queries (m, rows, columns), database (n, rows, columns), exclude as for `nearest`; tau = 0: the nearest neighbour.
     """
     own = None if exclude is None else exclude.repeat(len(taus))
-    found = nearest(moved(queries, taus).flatten(0, 1), smooth(database).flatten(1), own, chunk)
+    found = nearest(moved(queries, taus).flatten(0, 1), smooth(database).flatten(1), own)
     return tuple(t.view(len(taus), -1) for t in found)

@@ -36,16 +36,13 @@ def _of_this_run(run, found, data):
     """It was made from these weights and data, for depths and translations that the network has."""
     asked, a = used(found), run.architecture
     expected = dict(weights=run.info["weights_sha256"], dataset=run.dataset, data=run.info["data_checksum"],
-                    substitutes=run.substitutes)
-    for key, value in expected.items():
-        if asked[key] != value:
-            yield f"made with {key} {asked[key]!r}, the run has {value!r}; run notebook 06 again"
+                    substitutes=run.substitutes, database=len(found["database"]), queries=len(found["queries"]),
+                    **{name: found[name].tolist() for name in ("depths", "taus", "images")})
     if not set(asked["depths"]) <= set(range(3, a.J)) or not {0} < set(asked["taus"]) <= set(range(a.K // 2)):
         yield f"depths {asked['depths']} and translations {asked['taus']} are not those of K = {a.K}, J = {a.J}"
-    sizes = dict(database=len(found["database"]), queries=len(found["queries"]))
-    for key, value in (sizes | {name: found[name].tolist() for name in ("depths", "taus", "images")}).items():
+    for key, value in expected.items():
         if asked[key] != value:
-            yield f"{key} {value}, asked were {asked[key]}"
+            yield f"made with {key} {asked[key]!r}, it must be {value!r}; run notebook 06 again"
 
 
 def _in_range(run, found, data):

@@ -60,7 +60,7 @@ def interpret_run(trained, data, device="auto", log=print, **asked):
     log(f"{where}: {asked['database']:,} training images, {asked['queries']:,} test images, {asked['altered']} altered")
 
 
-def interpret(trained, data, asked, batch_size=50, device="auto", log=print):
+def interpret(trained, data, asked, device="auto", log=print):
     """All numbers of notebook 06 for what was `ask`ed, a dict of arrays: the content of interpretation.npz.
 
     The network computes on `device` and comes back; the search is the CPU's.
@@ -76,8 +76,7 @@ def interpret(trained, data, asked, batch_size=50, device="auto", log=print):
     try:
         with tf32(False), memory_kept():
             trained.to(choose_device(device))
-            found = _sequences(trained, data, asked, batch_size, log)
-            found |= _changes(trained, data, asked, batch_size, log)
+            found = _sequences(trained, data, asked, log) | _changes(trained, data, asked, log)
             weights = next(trained.parameters())
             made = provenance(weights.device, weights.dtype) | dict(seconds=round(time.monotonic() - begin, 1))
     finally:
@@ -86,7 +85,7 @@ def interpret(trained, data, asked, batch_size=50, device="auto", log=print):
     return found | dict(settings=np.array(canonical(asked)), made=np.array(canonical(made)))
 
 
-def _sequences(trained, data, asked, batch_size, log):
+def _sequences(trained, data, asked, log):
     """Arrays of all images at all depths, and every search."""
     depths, taus = asked["depths"], asked["taus"]
     sets = {"": (data.train_images, data.train_labels, first_of_every_class(data.train_labels, asked["database"])),
@@ -94,33 +93,31 @@ def _sequences(trained, data, asked, batch_size, log):
             "image_": (data.train_images, data.train_labels, torch.tensor(asked["images"]))}
     arrays, result = {}, {}
     for name, (images, labels, which) in sets.items():
-        arrays[name], said = attribute_arrays(trained, images[which], depths, batch_size, log)
+        arrays[name], said = attribute_arrays(trained, images[which], depths, log=log)
         result |= {f"{name}labels": labels[which], f"{name}predictions": said}
     base, queries, images = (which for *_, which in sets.values())
     position = torch.full((len(data.train_labels),), -1)
     position[base] = torch.arange(len(base))
     order = permutation(trained.architecture.K // 2)
-    names = "index", "distance", "ties", "permuted", "image_index", "image_distance", "image_ties"
-    found = {name: [] for name in names}
+    found = []
     for j in depths:
         of_base, of_queries, of_images = (some[j] for some in arrays.values())
         shown = sequences(of_images, of_base, taus, position[images])
         permuted, *_ = nearest(smooth(of_queries[:, order]).flatten(1), smooth(of_base).flatten(1))
-        for values, value in zip(found.values(), (*sequences(of_queries, of_base, taus), permuted, *shown)):
-            values.append(value)
+        found.append((*sequences(of_queries, of_base, taus), permuted, *shown))
         result |= {f"arrays_{j}": of_images, f"nearest_arrays_{j}": of_base[shown[0]]}
-        if log:
-            log(f"nearest images at j = {j} found")
-    result |= {name: torch.stack(values) for name, values in found.items()}
+        log(f"nearest images at j = {j} found")
+    names = "index", "distance", "ties", "permuted", "image_index", "image_distance", "image_ties"
+    result |= {name: torch.stack(values) for name, values in zip(names, zip(*found))}
     result |= dict(database=base, queries=queries, images=images)
     return {name: _half(value.numpy()) for name, value in result.items()}
 
 
-def _changes(trained, data, asked, batch_size, log):
+def _changes(trained, data, asked, log):
     """What known changes of images do to the arrays, and translations of the arrays to the scores."""
     altered = data.test_images[first_of_every_class(data.test_labels, asked["altered"])]
-    shifts, resampled = property_shifts(trained, altered, asked["depths"], batch_size, log)
-    scores = score_changes(trained, altered, asked["depths"], asked["taus"][1:], batch_size)
+    shifts, resampled = property_shifts(trained, altered, asked["depths"], log)
+    scores = score_changes(trained, altered, asked["depths"], asked["taus"][1:])
     columns = {f"{name}_{column}": table[column].to_numpy(str if column == "property" else None)
                for name, table in (("shifts", shifts), ("scores", scores)) for column in table}
     return columns | dict(resampled=_half(resampled))

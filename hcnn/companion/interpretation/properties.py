@@ -57,7 +57,7 @@ def best_translation(before, after, weights):
     return torch.where(nearer, taus[best], 0), torch.where(nearer, gain / change, 0)
 
 
-def property_shifts(trained, images, depths, batch_size=50, log=None):
+def property_shifts(trained, images, depths, log=lambda line: None):
     """How each property of x moves xbar_j along v_{j-1}: `best_translation` for every depth, property and amount.
 
     Returns a table of depth, property, amount, moved (|change of the smoothed arrays| / |arrays|), tau, explained, and
@@ -66,11 +66,11 @@ def property_shifts(trained, images, depths, batch_size=50, log=None):
     """
     order, rows, resampled = permutation(trained.architecture.K // 2), [], []
     weights = torch.from_numpy(bootstrap(len(images), RESAMPLES))  # the images themselves first
-    before, _ = attribute_arrays(trained, images, depths, batch_size)
+    before, _ = attribute_arrays(trained, images, depths)
     for name, (change, amounts) in changes(trained.mean).items():
         shares = torch.zeros(2, RESAMPLES, len(depths), dtype=torch.float64)
         for amount in amounts:
-            after, _ = attribute_arrays(trained, change(images, amount), depths, batch_size)
+            after, _ = attribute_arrays(trained, change(images, amount), depths)
             for d, j in enumerate(depths):
                 tau, explained = best_translation(before[j], after[j], weights)
                 _, control = best_translation(before[j][:, order], after[j][:, order], weights)
@@ -79,8 +79,7 @@ def property_shifts(trained, images, depths, batch_size=50, log=None):
                                  explained=explained[0].item(), control=control[0].item()))
                 shares[:, :, d] += torch.stack([explained, control])[:, 1:] / len(amounts)
         resampled.append(shares)
-        if log:
-            log(f"{len(images)} images with another {name}")
+        log(f"{len(images)} images with another {name}")
     return pd.DataFrame(rows), torch.stack(resampled, 2).numpy()
 
 

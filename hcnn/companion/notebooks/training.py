@@ -16,6 +16,7 @@ from hcnn.data.datasets import Dataset, load_dataset, split_dataset
 from hcnn.network import build
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
+from hcnn.training.step import draw
 from hcnn.training.trained import load
 
 QUICK = 500  # test images of a run that is not kept
@@ -71,9 +72,7 @@ def recipes(training):
 def augmented(training, n=4):
     """The first training images, each with a few versions that the network may see: a figure."""
     images, data, recipe = training.images, training.everything, training.recipe
-    generator = torch.Generator().manual_seed(training.options["seed"])
-    shifts = torch.randint(-recipe.shift, recipe.shift + 1, (n * COLUMNS, 2), generator=generator)
-    flips = (torch.rand(n * COLUMNS, generator=generator) < 0.5) & recipe.flip & data.flip
+    _, shifts, flips = draw(training.options["seed"], 1, n * COLUMNS, recipe.shift, recipe.flip and data.flip)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
     seen = augment(images.train_images[:n].repeat_interleave(COLUMNS, 0), shifts, flips, mean, std) * std + mean
     rows = [[image, *versions] for image, versions in zip(images.train_images, seen.clamp(0, 1).split(COLUMNS))]
