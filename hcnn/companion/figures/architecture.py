@@ -123,13 +123,6 @@ def _attributes(ax, x, j, attributes, a):
         _block(ax, x, 14, padded, cell)
 
 
-def _space(ax, x, size, largest):
-    """The pixels of x_j."""
-    height, width = (SIDE * n / largest for n in size)
-    corner = x + 8 - width / 2, -2 - SIDE / 2 - height / 2
-    ax.add_patch(Rectangle(corner, width, height, facecolor="#dadaeb", edgecolor=SPACE))
-
-
 def _all_layers(ax, a):
     shapes = [a.shape(j) for j in range(a.J)] + [(*a.shape(a.J), 1, 1)]
     for j, shape in enumerate(shapes):
@@ -142,7 +135,9 @@ def _all_layers(ax, a):
         if shape[:-2] != before[:-2]:
             ax.text(x + 8, 10.5, " × ".join(map(str, shape[:-2])), ha="center", va="top", fontsize=8.5)
         if j < a.J:
-            _space(ax, x, shape[-2:], max(a.image_size))
+            height, width = (SIDE * n / max(a.image_size) for n in shape[-2:])
+            corner = x + 8 - width / 2, -2 - SIDE / 2 - height / 2
+            ax.add_patch(Rectangle(corner, width, height, facecolor="#dadaeb", edgecolor=SPACE))
             if shape[-2:] != before[-2:]:
                 text = f"{shape[-2]} × {shape[-1]}"
                 ax.text(x + 8, -20, text, ha="center", va="top", fontsize=8.5, color=SPACE)

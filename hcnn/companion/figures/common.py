@@ -13,9 +13,10 @@ SECOND, GREY = "#e7298a", "#555555"
 IMAGES = {"training": ("^", (2, 1.5)), "test": ("o", ""), "held out": ("s", (5, 1, 1, 1))}  # of curves: marker, dashes
 
 
-def grid_of_axes(lines=1, columns=1, width=4.4, height=3.4, **options):
-    """A figure and its axes, of so many inches each."""
-    return plt.subplots(lines, columns, figsize=(width * columns, height * lines), layout="constrained", **options)
+def grid_of_axes(lines=1, columns=1, width=4.4, height=3.4, ruled=False, **options):
+    """A figure and its axes, of so many inches each, with pale lines at the ticks where they are `ruled`."""
+    with plt.rc_context({"axes.grid": ruled, "grid.alpha": 0.3}):
+        return plt.subplots(lines, columns, figsize=(width * columns, height * lines), layout="constrained", **options)
 
 
 def finished(fig, title=None):
@@ -73,7 +74,7 @@ def learning_curves(curves, title):
     settings = list(dict.fromkeys(curves.setting))
     columns = min(len(settings), 3)
     lines, width = -(-len(settings) // columns), max(6 / columns, 4.4)
-    fig, axes = grid_of_axes(lines, columns, width, 4.5, sharey=True, squeeze=False)
+    fig, axes = grid_of_axes(lines, columns, width, 4.5, ruled=True, sharey=True, squeeze=False)
     markers, dashes = ({name: both[i] for name, both in IMAGES.items()} for i in (0, 1))
     for ax, setting in zip(axes.flat, settings):
         shown = curves[curves.setting == setting]
@@ -84,7 +85,6 @@ def learning_curves(curves, title):
         ax.set_title(setting, fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # hides no curve
-        ax.grid(alpha=0.3)
     axes[0, 0].set_ylim(0, 1.05 * curves.accuracy.max())  # shared by all panels
     for ax in axes.flat[len(settings):]:
         ax.axis("off")
@@ -93,10 +93,9 @@ def learning_curves(curves, title):
 
 def shares_by_depth(shares, title):
     """shares: {name: {j: a share of 1}}; a line a name, against the depth."""
-    fig, ax = grid_of_axes(width=6)
+    fig, ax = grid_of_axes(width=6, ruled=True)
     for (name, by_depth), colour in zip(shares.items(), (GREY, NEW)):
         ax.plot(by_depth.keys(), by_depth.values(), "o-", color=colour, label=name)
     ax.set(xlabel="depth j", ylabel="share of the variance of $x_j$", ylim=(0, 1.02), xticks=list(by_depth))
     ax.legend(frameon=False)
-    ax.grid(alpha=0.3)
     return finished(fig, title)

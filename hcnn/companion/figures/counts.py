@@ -41,7 +41,7 @@ def growth(panels, ylabels, sharey=False):
 
 def parameters(panels):
     """panels: {title: {network: (millions of parameters, whether it is ours)}}, a logarithmic axis; ours stand out."""
-    fig, axes = grid_of_axes(1, len(panels), 5.5, 2.8, sharex=True)
+    fig, axes = grid_of_axes(1, len(panels), 5.5, 2.8, ruled=True, sharex=True)
     for ax, (title, networks) in zip(axes, panels.items()):
         for name, (millions, ours) in sorted(networks.items(), key=lambda item: -item[1][0]):
             ax.scatter(millions, name, color=NEW if ours else GREY, zorder=3)
@@ -49,7 +49,6 @@ def parameters(panels):
                         fontsize=8)
         ax.set(xscale="log", xlim=(0.06, 5), xlabel="parameters, millions")
         ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
     return finished(fig)
 
 
@@ -62,7 +61,7 @@ def accuracy_against(points, x, label):
     if points.empty:
         return None
     panels = list(points.groupby("data", sort=False))
-    fig, axes = grid_of_axes(1, len(panels), 6.5, 5, squeeze=False)
+    fig, axes = grid_of_axes(1, len(panels), 6.5, 5, ruled=True, squeeze=False)
     for ax, (title, rows) in zip(axes[0], panels):
         for i, row in enumerate(rows.sort_values(x).itertuples()):
             at, paper = (getattr(row, x), row.accuracy), row.source == "paper"
@@ -75,5 +74,4 @@ def accuracy_against(points, x, label):
         ax.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
         ax.margins(x=0.2, y=0.5)
         ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
     return finished(fig)

@@ -120,7 +120,7 @@ def probabilities_by_run(table):
     """The table `same_class` of all runs, a panel for each: translated (mean over tau), its controls, against depth."""
     runs = list(table.groupby("run", sort=False))
     lines = -(-len(runs) // 3)
-    fig, axes = grid_of_axes(lines, -(-len(runs) // lines), 4, 3.2, squeeze=False, sharex=True, sharey=True)
+    fig, axes = grid_of_axes(lines, -(-len(runs) // lines), 4, 3.2, ruled=True, squeeze=False, sharex=True, sharey=True)
     for ax, (_, run) in zip(axes.flat, runs):
         kinds = {"translated": ("translated, mean over $\\tau$", MIDDLE, "o-")} | CONTROLS
         for kind, how in kinds.items():
@@ -130,7 +130,6 @@ def probabilities_by_run(table):
                      f"database {first.database:,}, n = {first.queries:,} test images", fontsize=8)
         ax.set(xlabel="depth j", ylabel="P(same class)", xticks=sorted(set(table.depth)))
         ax.set_ylim(0, 1.05 * table.high.max())
-        ax.grid(alpha=0.3)
     for ax in axes.flat[len(runs):]:
         ax.set_axis_off()
     names = axes[0, 0].get_legend_handles_labels()

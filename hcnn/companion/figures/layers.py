@@ -34,13 +34,12 @@ def tap_tables(tables, grid, taps):
 
 def covariance(errors):
     """errors: {padding_mode: {axis translated at x_3: {depth: relative error}}}, a panel each and a line an axis."""
-    fig, axes = grid_of_axes(1, len(errors), 5, 3.6, sharey=True)
+    fig, axes = grid_of_axes(1, len(errors), 5, 3.6, ruled=True, sharey=True)
     for ax, (padding_mode, lines) in zip(axes, errors.items()):
         for (axis, values), colour, marker in zip(lines.items(), (OLD, MIDDLE, NEW, SPACE), "osD^"):
             drawn = np.maximum(list(values.values()), LEAST)
             ax.semilogy(list(values), drawn, marker=marker, color=colour, label=axis, alpha=0.85)
         ax.set(title=padding_mode, xlabel="depth j", xticks=list(values), ylim=(3e-18, 10))
-        ax.grid(alpha=0.3)
     axes[0].set_ylabel("error relative to the norm of $x_j$")
     axes[0].legend(title="translated at $x_3$", fontsize=8)
     return finished(fig)
