@@ -32,18 +32,9 @@ def digits():
 def right(tmp_path_factory, digits):
     """A run folder with an interpretation of ten queries and 40 database images."""
     architecture = Architecture.preset("digits", K=8, Q=2, J=5, subsampled=(1, 2), attribute_support=(3, 5))
-    folder = train(
-        architecture,
-        Recipe(epochs=1, lr=0.05),
-        digits,
-        train_size=60,
-        out=tmp_path_factory.mktemp("runs"),
-        device="cpu",
-        log=lambda line: None,
-    )
-    network = load(folder)
-    asked = measure.ask(network, digits, [1, 5], database=40, queries=10, altered=3)
-    storage.save_interpretation(folder, measure.interpret(network, digits, asked, log=print))
+    folder = train(architecture, Recipe(epochs=1, lr=0.05), digits, train_size=60, device="cpu",
+                   out=tmp_path_factory.mktemp("runs"), log=lambda line: None)
+    measure.interpret_run(load(folder), digits, images=[1, 5], database=40, queries=10, altered=3)
     return folder
 
 
@@ -107,31 +98,26 @@ def test_a_flipped_bit_is_found_by_the_checksum(run):
     assert finding == "interpretation.npz was changed after it was written; delete it and run notebook 06 again"
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        (setting(weights="0" * 64), "made with weights '000"),
-        (setting(data="0" * 64), "made with data '000"),
-        (setting(dataset="cifar10"), "made with dataset 'cifar10'"),
-        (setting(depths=[3, 9]), "depths [3, 9] and translations [0, 1, 2, 3] are not those of K = 8, J = 5"),
-        (setting(database=50), "made with database 50, it must be 40"),
-        (setting(queries=9), "made with queries 9, it must be 10"),
-        (setting(images=[1, 6]), "made with images [1, 6], it must be [1, 5]"),
-        (lambda run: rewrite(run, arrays_4=np.zeros((2, 4, 8))), "its entries do not belong together"),
-        (lambda run: changed(run, "index", lambda v: v.put(3, 40)), "index must be below 40, got 40"),
-        (lambda run: changed(run, "predictions", lambda v: v.put(0, 10)), "predictions must be below 10, got 10"),
-        (lambda run: changed(run, "distance", lambda v: v.put(5, np.inf)), "distance has a number that is not finite"),
-        (lambda run: changed(run, "distance", lambda v: v.put(5, -1)), "distance has a negative number"),
-        (
-            lambda run: changed(run, "image_distance", lambda v: v.put(5, 9)),
-            "distances at j = 3 are not those of its arrays",
-        ),
-        (
-            lambda run: changed(run, "resampled", lambda v: v.put(5, np.nan)),
-            "resampled has a number that is not finite",
-        ),
-    ],
-)
+def entry(name, position, value):
+    """A number of interpretation.npz that is another one; value: a number, or a function of the array."""
+    return lambda run: changed(run, name, lambda v: v.put(position, value(v) if callable(value) else value))
+
+
+@pytest.mark.parametrize("change, said", [
+    (setting(weights="0" * 64), "made with weights '000"), (setting(data="0" * 64), "made with data '000"),
+    (setting(dataset="cifar10"), "made with dataset 'cifar10'"),
+    (setting(depths=[3, 9]), "depths [3, 9] and translations [0, 1, 2, 3] are not those of K = 8, J = 5"),
+    (setting(database=50), "made with database 50, it must be 40"),
+    (setting(queries=9), "made with queries 9, it must be 10"),
+    (setting(images=[1, 6]), "made with images [1, 6], it must be [1, 5]"),
+    (lambda run: rewrite(run, arrays_4=np.zeros((2, 4, 8))), "its entries do not belong together"),
+    (entry("index", 3, 40), "index must be below 40, got 40"),
+    (entry("predictions", 0, 10), "predictions must be below 10, got 10"),
+    (entry("distance", 5, np.inf), "distance has a number that is not finite"),
+    (entry("distance", 5, -1), "distance has a negative number"),
+    (entry("image_distance", 5, 9), "distances at j = 3 are not those of its arrays"),
+    (entry("resampled", 5, np.nan), "resampled has a number that is not finite"),
+])
 def test_everything_that_contradicts_itself_is_found_without_data(run, change, said):
     change(run)
     (finding,) = check_interpretation(run)
@@ -148,50 +134,31 @@ def test_an_image_that_is_not_the_nearest_one_is_found(run):
     found = storage.load_interpretation(run.folder)
     arrays, distance, index = (found[name].copy() for name in ("nearest_arrays_3", "image_distance", "image_index"))
     far = np.abs(distance[0, :, 0] - distance[0, 1, 0]).argmax()  # another array of the same image, claimed at tau = 1
-    arrays[1, 0], index[0, 1, 0] = arrays[far, 0], index[0, far, 0]
-    own, near = (torch.from_numpy(a).float() for a in (found["arrays_3"][0], arrays[1, 0]))
-    distance[0, 1, 0] = (smooth(own).roll(1, 0) - smooth(near)).norm()
-    true = found["nearest_arrays_3"][1, 0]
-    arrays[far, 0] = true  # the right one is there, elsewhere, with its right distance
-    distance[0, far, 0] = (smooth(own).roll(int(far), 0) - smooth(torch.from_numpy(true).float())).norm()
+    arrays[[1, far], 0] = arrays[[far, 1], 0]  # the right one is there, elsewhere, with its right distance
+    index[0, 1, 0] = index[0, far, 0]
+    own, *near = (smooth(torch.from_numpy(a).float()) for a in (found["arrays_3"][0], arrays[1, 0], arrays[far, 0]))
+    for tau, array in zip((1, int(far)), near):
+        distance[0, tau, 0] = (own.roll(tau, 0) - array).norm()
     rewrite(run, nearest_arrays_3=arrays, image_distance=distance, image_index=index)
     (finding,) = check_interpretation(run)
     assert "at j = 3 another of its arrays is nearer than the nearest one" in finding
 
 
-@pytest.mark.parametrize(
-    "name, said",
-    [
-        ("labels", "labels are not those of digits"),
-        ("query_labels", "query_labels are not those"),
-        ("image_labels", "image_labels are not those"),
-        ("database", "database are not those"),
-        ("image_predictions", "the predictions of the images shown are not those of the weights"),
-    ],
-)
-def test_labels_indices_and_predictions_that_are_not_those_of_the_data_are_found(run, digits, name, said):
-    changed(run, name, lambda v: v.put(0, (v[0] + 1) % 10))
-    assert said in check_interpretation(run, digits)[0]
+def other_class(v):
+    return (v[0] + 1) % 10
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        (
-            lambda run: changed(run, "arrays_4", lambda v: v.put(0, 1 + v.max())),
-            "distances at j = 4 are not those of its arrays",
-        ),
-        (
-            lambda run: changed(run, "index", lambda v: v[1, 2].put(0, (v[1, 2, 0] + 7) % 40)),
-            "distances of test images at j = 4 are not those",
-        ),
-        (
-            lambda run: changed(run, "distance", lambda v: v[0, 1].put(2, 2 * v[0, 1, 2])),
-            "distances of test images at j = 3 are not those",
-        ),
-    ],
-)
-def test_arrays_and_searches_that_the_weights_do_not_give_are_found(run, digits, change, said):
+@pytest.mark.parametrize("change, said", [
+    *((entry(name, 0, other_class), f"{name} are not those of digits")
+      for name in ("labels", "query_labels", "image_labels", "database")),
+    (entry("image_predictions", 0, other_class), "the predictions of the images shown are not those of the weights"),
+    (entry("arrays_4", 0, lambda v: 1 + v.max()), "distances at j = 4 are not those of its arrays"),
+    (lambda run: changed(run, "index", lambda v: v[1, 2].put(0, (v[1, 2, 0] + 7) % 40)),
+     "distances of test images at j = 4 are not those of the weights"),
+    (lambda run: changed(run, "distance", lambda v: v[0, 1].put(2, 2 * v[0, 1, 2])),
+     "distances of test images at j = 3 are not those of the weights"),
+])
+def test_what_data_and_weights_do_not_give_is_found(run, digits, change, said):
     change(run)
     assert said in check_interpretation(run, digits)[0]
 
@@ -204,12 +171,8 @@ def test_probabilities_of_the_table_are_shares_of_the_searches(run):
     for row in table[table.kind == "translated"].itertuples():
         d, t = found["depths"].tolist().index(row.depth), found["taus"].tolist().index(row.tau)
         assert row.probability == (found["labels"][found["index"][d, t]] == found["query_labels"]).mean()
-    assert (
-        set(table.run) == {run.folder.name}
-        and set(table.queries) == {10}
-        and set(table.accuracy) == {round(run.accuracy, 2)}
-    )
-    assert len(table) == 2 * (4 + 2)
+    assert set(table.run) == {run.folder.name} and set(table.queries) == {10} and len(table) == 2 * (4 + 2)
+    assert set(table.accuracy) == {round(run.accuracy, 2)}
 
 
 def test_tables_without_interpretations_are_empty_and_damaged_ones_are_named(run):
@@ -239,40 +202,37 @@ def test_a_smaller_result_does_not_replace_a_larger_one_and_is_served_by_it(run,
     for other in (dict(database=41), dict(images=[0, 5]), dict(weights="0" * 64), dict(depths=[3]), dict(taus=[0, 1])):
         assert storage.load_interpretation(run.folder, small | other, larger=True) is None
 
+    def written(**settings):
+        return storage.save_interpretation(run.folder, stored | dict(settings=np.array(json.dumps(asked | settings))))
+
     before = (run.folder / storage.FILE).read_bytes()
     for smaller in (dict(database=39), dict(queries=9), dict(depths=[3]), dict(taus=[0, 1])):
-        assert not storage.save_interpretation(
-            run.folder, stored | dict(settings=np.array(json.dumps(asked | smaller)))
-        )
+        assert not written(**smaller)
     assert (run.folder / storage.FILE).read_bytes() == before
     for other in (dict(images=[0, 5]), dict(database=41), dict(weights="0" * 64, database=1)):
-        assert storage.save_interpretation(run.folder, stored | dict(settings=np.array(json.dumps(asked | other))))
+        assert written(**other)
+
+
+def stored_tables(run):
+    """The rows of a run in the tables same_class and known_changes."""
+    return [pd.read_csv(paths.RESULTS / "tables" / f"{name}.csv", index_col="run").loc[run]
+            for name in ("same_class", "known_changes")]
 
 
 def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     text = " ".join((paths.RESULTS.parent / "README.md").read_text().split())
     said = re.search(
         r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .* order give ([\d.]+) there, .* translation ([\d.]+)\. "
-        r".* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)",
-        text,
-    )
-    found, changes = (
-        pd.read_csv(paths.RESULTS / "tables" / f"{name}.csv", index_col="run").loc[said[6]]
-        for name in ("same_class", "known_changes")
-    )
+        r".* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
+    found, changes = stored_tables(said[6])
     mean = found.groupby(["kind", "depth"]).probability.mean()
     keys = (("translated", 3), ("translated", 11), ("permuted", 11), ("nearest", 11))
     assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
     assert 0 < 100 * changes.explained.max() < float(said[5])
     said = re.search(
         r"With periodic boundaries, .*? it is (0\.\d+) at j = 10 against (0\.\d+) .*? order, (0\.\d+) against "
-        r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)",
-        text,
-    )
-    found, changes = (
-        pd.read_csv(paths.RESULTS / "tables" / f"{name}.csv", index_col="run").loc["cifar10-hcnn-periodic-s0-b0fdb487"]
-        for name in ("same_class", "known_changes")
-    )
+        r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)", text)
+    found, changes = stored_tables("cifar10-hcnn-periodic-s0-b0fdb487")
     mean, most = found.groupby(["depth", "kind"]).probability.mean(), changes.nlargest(1, "explained").iloc[0]
     keys = itertools.product((10, 11), ("translated", "permuted"))
     assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
