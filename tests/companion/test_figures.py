@@ -27,16 +27,9 @@ def written(fig):
     return [text.get_text() for ax in fig.axes for text in ax.texts]
 
 
-@pytest.mark.parametrize(
-    "a",
-    [
-        Architecture(),
-        Architecture.preset("cifar100", "hcnn-plus"),
-        Architecture(K=4, J=4, image_size=(7, 9), subsampled=()),
-        Architecture(in_channels=1),
-        Architecture(K=20, J=14, num_classes=2),
-    ],
-)
+@pytest.mark.parametrize("a", [
+    Architecture.preset("cifar100", "hcnn-plus"), Architecture(K=4, J=4, image_size=(7, 9), subsampled=()),
+    Architecture(in_channels=1), Architecture(K=20, J=14, num_classes=2)])
 def test_architecture_figure_writes_every_size_of_the_network(a):
     texts = written(draw(a))
     assert [f"$x_{{{j}}}$" for j in range(a.J + 1)] == [text for text in texts if text.startswith("$x_{")]
@@ -53,9 +46,8 @@ def test_compact_png_has_a_third_of_the_bytes_and_no_colour_that_differs_visibly
     png = io.BytesIO()
     fig.savefig(png, format="png")
     small = figures.compact(png.getvalue())
-    before, after = (
-        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (png.getvalue(), small)
-    )
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+                     for data in (png.getvalue(), small))
     assert before.shape == after.shape and abs(before - after).max() < 32 and abs(before - after).mean() < 0.5
     assert len(small) < 0.4 * len(png.getvalue())
 
@@ -83,16 +75,16 @@ def test_exact_zeros_stay_on_the_logarithmic_axis():
     assert list(fig.axes[0].lines[0].get_ydata()) == [1e-17, 1e-15]
 
 
+def curves(accuracies):
+    """Learning curves on test images. accuracies: {(setting, network): one an epoch}."""
+    return pd.DataFrame([
+        dict(setting=setting, network=network, seed=0, images="test", epoch=epoch, accuracy=accuracy)
+        for (setting, network), values in accuracies.items() for epoch, accuracy in enumerate(values, 1)])
+
+
 def test_every_learning_curve_lies_inside_its_panel():
     """The panels share one axis: the settings must not be cut at the accuracies of the first."""
-    curves = pd.DataFrame(
-        [
-            dict(setting=setting, network="HCNN", seed=0, images="test", epoch=epoch, accuracy=accuracy)
-            for setting, accuracies in (("few images", (10, 20)), ("all images", (50, 90)))
-            for epoch, accuracy in enumerate(accuracies, 1)
-        ]
-    )
-    fig = figures.learning_curves(curves, "CIFAR-10")
+    fig = figures.learning_curves(curves({("few", "HCNN"): (10, 20), ("all", "HCNN"): (50, 90)}), "CIFAR-10")
     for ax, most in zip(fig.axes, (20, 90)):
         low, high = ax.get_ylim()
         assert low == 0 and high >= most
@@ -100,14 +92,8 @@ def test_every_learning_curve_lies_inside_its_panel():
 
 
 def test_an_epoch_is_an_integer_and_a_panel_gives_no_colour_to_two_networks():
-    curves = pd.DataFrame(
-        [
-            dict(setting=f"setting {i}", network=f"network {i} {k}", seed=0, images="test", epoch=1, accuracy=10 + k)
-            for i in range(7)
-            for k in range(2)
-        ]
-    )
-    fig = figures.learning_curves(curves, "CIFAR-10")
+    several = {(f"setting {i}", f"network {i} {k}"): (10 + k,) for i in range(7) for k in range(2)}
+    fig = figures.learning_curves(curves(several), "CIFAR-10")
     fig.canvas.draw()
     for ax in fig.axes[:7]:
         low, high = ax.get_xlim()
@@ -116,30 +102,17 @@ def test_an_epoch_is_an_integer_and_a_panel_gives_no_colour_to_two_networks():
 
 
 def test_accuracy_has_a_panel_a_data_set_open_marks_for_the_paper_and_a_bar_of_one_deviation():
-    points = pd.DataFrame(
-        [
-            dict(data="CIFAR-10", system="HCNN", ours=True, source="paper", parameters=1e5, accuracy=91.2),
-            dict(
-                data="CIFAR-10",
-                system="HCNN here",
-                ours=True,
-                source="here",
-                parameters=1e5,
-                accuracy=90.0,
-                deviation=0.5,
-            ),
-            dict(data="CIFAR-100", system="All-CNN", ours=False, source="paper", parameters=1e6, accuracy=66.3),
-        ]
-    )
-    fig = counts.accuracy_against(points.assign(core_hours=np.nan), "parameters", "parameters")
-    assert [ax.get_title() for ax in fig.axes] == ["CIFAR-10", "CIFAR-100"] and written(fig)[:2] == [
-        "HCNN",
-        "HCNN here",
-    ]
+    columns = ["data", "system", "ours", "source", "parameters", "accuracy", "deviation", "core_hours"]
+    points = pd.DataFrame([("CIFAR-10", "HCNN", True, "paper", 1e5, 91.2, np.nan, np.nan),
+                           ("CIFAR-10", "HCNN here", True, "here", 1e5, 90.0, 0.5, np.nan),
+                           ("CIFAR-100", "All-CNN", False, "paper", 1e6, 66.3, np.nan, np.nan)], columns=columns)
+    fig = counts.accuracy_against(points, "parameters", "parameters")
+    assert [ax.get_title() for ax in fig.axes] == ["CIFAR-10", "CIFAR-100"]
+    assert written(fig)[:2] == ["HCNN", "HCNN here"]
     paper, here = fig.axes[0].containers
     assert paper[0].get_markerfacecolor() == "none" != here[0].get_markerfacecolor()
     assert np.allclose(here[2][0].get_segments()[0][:, 1], [89.5, 90.5])
-    assert counts.accuracy_against(points.assign(core_hours=np.nan), "core_hours", "core-hours") is None
+    assert counts.accuracy_against(points, "core_hours", "core-hours") is None
 
 
 def test_the_share_of_the_variance_between_images():
