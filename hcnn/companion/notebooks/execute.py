@@ -104,10 +104,9 @@ def check(path, parameters):
                              f"(default {default!r}), got {value!r}")
     values = {name: default for name, (default, _) in known.items()} | parameters
     given = {name: value for name, value in values.items() if value is not None and name in FIELDS}
-    dataset = {stem: name for name, stem in TRAINING.items()}.get(path.stem, "cifar10")
     if path.stem not in TRAINING.values():
         given["subsampled"] = []  # a notebook that trains nothing chooses these to fit its J
-    experiment(**dict(dataset=dataset) | given)
+    experiment(**given)
 
 
 @functools.cache
