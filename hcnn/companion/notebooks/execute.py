@@ -55,10 +55,9 @@ def every():
 
 def find(name):
     """Path of a notebook named in full, by its first characters (`03`) or as a file."""
-    paths, stem = every(), Path(name).stem
-    found = [path for path in paths if path.stem == stem] or [path for path in paths if path.stem.startswith(stem)]
+    found = [path for path in every() if path.stem.startswith(Path(name).stem)]
     if len(found) != 1:
-        raise ValueError(f"notebook must be one of {', '.join(path.stem for path in paths)}, got {name!r}")
+        raise ValueError(f"notebook must be one of {', '.join(path.stem for path in every())}, got {name!r}")
     return found[0]
 
 
@@ -89,7 +88,7 @@ def fits(value, default, annotation):
     if isinstance(value, list) and isinstance(default, list) and default:
         return all(fits(item, default[0], None) for item in value)
     kind = annotation.removeprefix("Optional[").rstrip("]") if annotation else type(default).__name__
-    return type(value).__name__ == kind or (isinstance(value, int) and not isinstance(value, bool) and kind == "float")
+    return type(value).__name__ == kind or (type(value) is int and kind == "float")
 
 
 def check(path, parameters):
