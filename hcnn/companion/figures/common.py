@@ -15,8 +15,10 @@ IMAGES = {"training": ("^", (2, 1.5)), "test": ("o", ""), "held out": ("s", (5, 
 
 def grid_of_axes(lines=1, columns=1, width=4.4, height=3.4, ruled=False, **options):
     """A figure and its axes, of so many inches each, with pale lines at the ticks where they are `ruled`."""
-    with plt.rc_context({"axes.grid": ruled, "grid.alpha": 0.3}):
-        return plt.subplots(lines, columns, figsize=(width * columns, height * lines), layout="constrained", **options)
+    fig, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), layout="constrained", **options)
+    for ax in fig.axes if ruled else ():
+        ax.grid(alpha=0.3)
+    return fig, axes
 
 
 def finished(fig, title=None):

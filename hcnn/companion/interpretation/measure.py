@@ -1,8 +1,4 @@
-"""What translations along attributes mean, section 5.3: x^tau of many images at every depth, and known changes.
-
-For a depth j the array xbar_j of an image is translated along v_{j-1} by tau; x^tau is the database image whose array
-is nearest.
-"""
+"""What translations along attributes mean, section 5.3: x^tau of many images at every depth, and known changes."""
 
 import time
 
