@@ -53,7 +53,6 @@ def folder(tmp_path, monkeypatch):
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(copies, "ROOT", tmp_path)
     monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(execute, "LOCAL", tmp_path / "results" / "local")
     monkeypatch.setattr(keeping.paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(keeping.paths, "LOCAL", tmp_path / "results" / "local")
     monkeypatch.setattr(execute, "digits_stand_in", lambda name: False)
@@ -217,7 +216,7 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     steps = execute.everything("small", ["cifar10", "cifar100"])
     order = [path.stem[:2] for path, _, _ in steps]
     assert order == ["01", "02", "06", "06", "06", "07", *(["03", "03", "04"]), "05"] and len(QUICK) == 3
-    assert all(copy.parent == execute.LOCAL / "notebooks" for *_, copy in steps)
+    assert all(copy.parent == keeping.paths.LOCAL / "notebooks" for *_, copy in steps)
     assert all(given["out"] == "local" for path, given, _ in steps if "out" in execute.defaults(path))
     assert len({copy for *_, copy in steps}) == len(steps), "no copy takes the place of another"
     trained = [given for path, given, _ in steps if path.stem in profiles.TRAINING.values()]

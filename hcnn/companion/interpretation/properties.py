@@ -68,19 +68,18 @@ def property_shifts(trained, images, depths, log=lambda line: None):
     weights = torch.from_numpy(bootstrap(len(images), RESAMPLES))  # the images themselves first
     before, _ = attribute_arrays(trained, images, depths)
     for name, (change, amounts) in changes(trained.mean).items():
-        shares = torch.zeros(2, RESAMPLES, len(depths), dtype=torch.float64)
         for amount in amounts:
             after, _ = attribute_arrays(trained, change(images, amount), depths)
-            for d, j in enumerate(depths):
+            for j in depths:
                 tau, explained = best_translation(before[j], after[j], weights)
                 _, control = best_translation(before[j][:, order], after[j][:, order], weights)
                 size = (smooth(after[j] - before[j]).norm() / smooth(before[j]).norm()).item()
                 rows.append(dict(depth=j, property=name, amount=float(amount), moved=size, tau=tau[0].item(),
                                  explained=explained[0].item(), control=control[0].item()))
-                shares[:, :, d] += torch.stack([explained, control])[:, 1:] / len(amounts)
-        resampled.append(shares)
+                resampled.append(torch.stack([explained, control])[:, 1:])
         log(f"{len(images)} images with another {name}")
-    return pd.DataFrame(rows), torch.stack(resampled, 2).numpy()
+    shares = torch.stack(resampled, 2).unflatten(2, (-1, len(amounts), len(depths)))  # all have as many amounts
+    return pd.DataFrame(rows), shares.mean(3).numpy()
 
 
 def monotonicity(shifts):

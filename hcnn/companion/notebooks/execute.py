@@ -39,7 +39,7 @@ from hcnn.companion.notebooks.keeping import place
 from hcnn.companion.notebooks.profiles import DIGITS, OUT, PROFILES, TRAINING, jobs, usual
 from hcnn.companion.parallel import report, run_all
 from hcnn.data.datasets import available, load_dataset
-from hcnn.paths import LOCAL, NOTEBOOKS
+from hcnn.paths import NOTEBOOKS
 from hcnn.training.recipe import Recipe
 
 QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a notebook
@@ -130,7 +130,7 @@ def planned(path, profile, given, out=None):
     if len(tag) > 60:
         tag = "-" + hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]
     variant = f"-{(before | given)['variant']}" if "variant" in known else ""
-    copy = (place(out) or LOCAL) / "notebooks" / f"{path.stem}{variant}{'-digits' if on_digits else ''}{tag}.ipynb"
+    copy = place(out or "local") / "notebooks" / f"{path.stem}{variant}{'-digits' if on_digits else ''}{tag}.ipynb"
     return path, own | given, copy
 
 
