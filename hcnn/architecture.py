@@ -140,8 +140,6 @@ class Architecture(Settings):
         depths, last = self.subsampled, self.J - 1
         self._require("subsampled", isinstance(depths, tuple) and all(is_integer(j, 1) and j <= last for j in depths)
                       and list(depths) == sorted(set(depths)), f"increasing depths between 1 and J - 1 = {last}")
-        if self.padding_mode == "periodic":
-            self._require("padding", self.padding == "symmetric", "symmetric where padding_mode is periodic")
         if self.variant == "hcnn-plus":
             self._require("factorised", self.factorised,
                           "true for hcnn-plus, whose nonlinearity stands between h and g")
@@ -160,10 +158,8 @@ class Architecture(Settings):
         preset `released`: the conventions of the authors' code, which exists for HCNN(+) only; `short`: what goes with
         the recipe of that name.
         """
-        if dataset not in tuple(CLASSES):
-            raise ValueError(f"dataset must be one of {', '.join(CLASSES)}, got {dataset!r}")
-        if preset not in tuple(CONVENTIONS):
-            raise ValueError(f"preset must be one of {', '.join(CONVENTIONS)}, got {preset!r}")
+        one_of(CLASSES).check("dataset", dataset)
+        one_of(CONVENTIONS).check("preset", preset)
         if preset == "released" and variant == "hcnn":
             raise ValueError("variant must be 'hcnn-plus' with preset='released' (the authors' code has a nonlinearity "
                              f"after both h and g), got {variant!r}")

@@ -2,7 +2,6 @@
 Needs no torch.
 """
 
-from dataclasses import replace
 from math import prod
 
 
@@ -63,7 +62,7 @@ def multiply_adds(a):
         w = filters * prod(layer.space.pairs(n, layer.spatial_support) for n in layer.size)
         folded += w
         if layer.Q:
-            everywhere = replace(layer.space, stride=1) if a.statistics == "all" else layer.space
+            everywhere = layer.space.replace(stride=1) if a.statistics == "all" else layer.space
             h = prod(layer.grid) * prod(everywhere.pairs(n, layer.spatial_support) for n in layer.size)
             separable += layer.Q * (h + filters * prod(layer.out_size))
         else:

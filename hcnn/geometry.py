@@ -4,13 +4,16 @@ no torch.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
+
+from hcnn.settings import Settings, integer, one_of
 
 PADDING_MODES = ("zeros", "periodic")
 PADDINGS = ("symmetric", "same")
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Settings):
     """Output o of an axis of n inputs reads input ``stride * o + t - before`` through tap t; it has ceil(n / stride)
     outputs.
 
@@ -25,14 +28,11 @@ class Geometry:
     padding_mode: str = "zeros"
     padding: str = "symmetric"
 
-    def __post_init__(self):
-        if not isinstance(self.stride, int) or isinstance(self.stride, bool) or self.stride < 1:
-            raise ValueError(f"stride must be an integer of at least 1, got {self.stride!r}")
-        for name, allowed in (("padding_mode", PADDING_MODES), ("padding", PADDINGS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.padding == "same" and self.padding_mode == "periodic":
-            raise ValueError("padding must be symmetric where padding_mode is periodic, got 'same'")
+    RULES: ClassVar = dict(stride=integer(1), padding_mode=one_of(PADDING_MODES), padding=one_of(PADDINGS))
+
+    def _check(self):
+        if self.padding_mode == "periodic":
+            self._require("padding", self.padding == "symmetric", "symmetric where padding_mode is periodic")
 
     def outputs(self, n):
         """Number of outputs along an axis of n."""

@@ -1,7 +1,6 @@
 """The networks: thin modules that own parameters and call the functions of `operators`."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import singledispatch
 from math import prod
 
@@ -49,8 +48,7 @@ class AttributeConv(nn.Module):
         if filters < 1 or (Q is not None and Q < 1):
             raise ValueError(f"filters and Q must be at least 1, got {filters} and {Q}")
         for name, value in dict(statistics=statistics, reduction=reduction, initialisation=initialisation).items():
-            if not RULES[name].holds(value):
-                raise ValueError(f"{name} must be {RULES[name].allowed}, got {value!r}")
+            RULES[name].check(name, value)
         self.grid, self.support, self.filters, self.Q, self.elu = grid, support, filters, Q, elu
         self.space, self.along = (Geometry(step, padding_mode, padding) for step in (stride, attribute_stride))
         self.spatial_support, self.statistics, self.reduction = spatial_support, statistics, reduction
@@ -126,7 +124,7 @@ class AttributeConv(nn.Module):
         """Mean and variance of x * h_q: the running ones, in training those of this batch, which move the running."""
         if not self.training:
             return self.running_mean, self.running_var
-        geometry = self.space if self.statistics == "strided" else replace(self.space, stride=1)
+        geometry = self.space if self.statistics == "strided" else self.space.replace(stride=1)
         mu, C, n = moments.patch_moments(x.reshape(-1, *x.shape[-2:]), self.spatial_support, geometry)
         mean, var = moments.filter_statistics(self.h, mu.to(self.h.dtype), C.to(self.h.dtype))
         update_running(self, mean, var, n)

@@ -25,6 +25,11 @@ class Rule:
     holds: Callable[[Any], bool]
     allowed: str
 
+    def check(self, name, value):
+        """Raises ValueError naming the parameter, its value and the allowed values."""
+        if not self.holds(value):
+            raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+
 
 def integer(least):
     return Rule(lambda value: is_integer(value, least), f"an integer of at least {least}")
@@ -65,7 +70,7 @@ class Settings:
         for field in fields(self):
             object.__setattr__(self, field.name, _spelled(getattr(self, field.name), str(field.type)))
         for name, rule in self.RULES.items():
-            self._require(name, rule.holds(getattr(self, name)), rule.allowed)
+            rule.check(name, getattr(self, name))
         self._check()
 
     def _check(self):

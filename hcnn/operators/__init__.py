@@ -24,11 +24,11 @@ from hcnn.operators.folding import (
     tap_reads,
     tap_table,
 )
-from hcnn.operators.fourier import fourier_conv, products, transformed_kernel
+from hcnn.operators.fourier import products, transformed_kernel
 from hcnn.operators.moments import all_sum, filter_statistics, patch_moments
 
 __all__ = [
-    "all_sum", "attribute_matrix", "filter_statistics", "folded_operator", "folded_taps", "fourier_conv",
+    "all_sum", "attribute_matrix", "filter_statistics", "folded_operator", "folded_taps",
     "normalised_filters", "pad_space", "patch_moments", "products", "spatial_conv", "spread_taps", "tap_reads",
     "tap_table", "transformed_kernel",
 ]

@@ -7,10 +7,10 @@ outputs * filters, height', width').
 
 import torch.nn.functional as F
 
-from hcnn.operators.convolution import spatial_conv
+from hcnn.operators.convolution import product_dtype, spatial_conv
 from hcnn.operators.fourier import fourier_conv, saving
-from hcnn.operators.fused import fused, input_dtype, why_not
-from hcnn.operators.tiled import tiled_product
+from hcnn.operators.fused import fused, why_not
+from hcnn.operators.tiled import tiled
 
 SAVING = 3.5  # times fewer products from which a Fourier transform is worth its passes over memory
 
@@ -23,18 +23,11 @@ def convolution(layer, x, matrix, bias, h=None, b=None):
     return F.conv2d(z.view(len(x), -1, *z.shape[-2:]), matrix.flatten(1)[..., None, None], bias)
 
 
-def tiled(layer, x, matrix, bias, h, b, transformed=False):
-    """HCNN(+) on a CPU, z tile by tile."""
-    return tiled_product(x, matrix, bias, h, b, grid=layer.grid, support=layer.support, filters=layer.filters,
-                         along=layer.along, space=layer.space, transformed=transformed)
-
-
 def fourier(layer, x, kernel, bias, h=None, b=None):
     """On a CPU, transformed along the last attribute."""
-    if h is not None:
-        return tiled(layer, x, kernel, bias, h, b, transformed=True)
-    return fourier_conv(x, kernel, bias, grid=layer.grid, support=layer.support, filters=layer.filters,
-                        along=layer.along, space=layer.space)
+    if h is None:
+        return fourier_conv(layer, x, kernel, bias)
+    return tiled(layer, x, kernel, bias, h, b, transformed=True)
 
 
 PATHS = {path.__name__: path for path in (convolution, tiled, fourier, fused)}
@@ -44,7 +37,7 @@ def choose(layer, x):
     """The name of the path in PATHS that is taken for this input: the fastest that is exact here."""
     if x.device.type != "cpu":
         useful = layer.Q is not None and (layer.elu or layer.training)  # HCNN has nothing to make when it evaluates
-        fusible = useful and why_not(layer, x.device, input_dtype(x), tuple(x.shape[-2:]), len(x)) is None
+        fusible = useful and why_not(layer, x.device, product_dtype(x), tuple(x.shape[-2:]), len(x)) is None
         return "fused" if fusible else "convolution"
     if layer.Q is None:
         return "convolution"

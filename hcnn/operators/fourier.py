@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hcnn.operators.convolution import pad_space
+from hcnn.operators.convolution import boundary, product_dtype
 from hcnn.operators.folding import HALVING, spread_taps, tap_reads, tap_table
 
 TILE_BYTES = 2**21  # of what the groups write: images are taken together while the caches hold it
@@ -148,21 +148,17 @@ def _together(x, kernel, stride):
     return max(1, TILE_BYTES * stride**2 // (kernel.element_size() * len(kernel) * x.shape[-2] * x.shape[-1]))
 
 
-def fourier_conv(x, kernel, bias, *, grid, support, filters, along, space):
+def fourier_conv(layer, x, kernel, bias):
     """W_j of HCNN as above, differentiable once in x, kernel and bias; under autocast the products have its precision.
 
-    x (batch, *grid, height, width); kernel from `transformed_kernel`; bias (outputs * filters,) or None; along, space:
-    geometries of attributes and of space. Returns (batch, outputs * filters, height', width').
+    x (batch, *grid, height, width); kernel from `transformed_kernel`; bias (outputs * filters,) or None. Returns
+    (batch, outputs * filters, height', width').
     """
-    k, dtype = kernel.shape[-1], x.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    M, _, V = (t.to(kernel) for t in products(grid[-1], support[-1], along))
-    outer = prod(map(along.outputs, grid[:-1]))
-    bias = kernel.new_zeros(outer, along.outputs(grid[-1]), filters) if bias is None else bias.view(outer, -1, filters)
+    dtype, size = product_dtype(x), (*layer.out_grid[-1:], layer.filters)
+    M, _, V = (t.to(kernel) for t in products(layer.grid[-1], layer.support[-1], layer.along))
+    bias = kernel.new_zeros(prod(layer.out_grid[:-1]), *size) if bias is None else bias.view(-1, *size)
     with torch.autocast(x.device.type, enabled=False):
-        x, padding = x.reshape(len(x), -1, *x.shape[-2:]), k // 2
-        if space.padding_mode != "zeros" or space.padding != "symmetric":
-            x, padding = pad_space(x, k, space), 0
-        x = x.view(len(x), -1, grid[-1], *x.shape[-2:])
-        return _GroupedProduct.apply(x, kernel, bias, M.flatten(0, 1), V, dtype, space.stride, padding).flatten(1, 3)
+        x, padding = boundary(x.reshape(len(x), -1, *x.shape[-2:]), kernel.shape[-1], layer.space)
+        x = x.view(len(x), -1, layer.grid[-1], *x.shape[-2:])
+        out = _GroupedProduct.apply(x, kernel, bias, M.flatten(0, 1), V, dtype, layer.space.stride, padding)
+    return out.flatten(1, 3)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from hcnn.device import switched_off, world
 from hcnn.operators import folding
-from hcnn.operators.convolution import spatial_conv
+from hcnn.operators.convolution import product_dtype, spatial_conv
 
 SHARED_MEMORY = 132 * 1024  # bytes that a block of threads must be able to have, for the gradient of the matrix
 TRIAL_ERROR = 0.03  # relative, in the Euclidean norm: seven roundings to bfloat16
@@ -27,7 +27,7 @@ def why_not(layer, device, dtype, size, batch=1):
     numbers = batch * size[0] * size[1] * max(positions * layer.filters, maps * layer.spatial_support**2)
     if reason is None and numbers > LARGEST:
         reason = f"the minibatch of {batch} is too large"
-    return reason or trial_once(layer, device, dtype, size)
+    return reason or trial(layer, device, dtype, size)
 
 
 def why_not_network(network, device, dtype):
@@ -35,11 +35,6 @@ def why_not_network(network, device, dtype):
     a = network.architecture
     layers = ((o, a.shape(j)[-2:]) for j, o in enumerate(network.operators) if getattr(o, "Q", None) is not None)
     return next(filter(None, (why_not(o, device, dtype, size) for o, size in layers)), None)
-
-
-def input_dtype(x):
-    """That of the products: of autocast, where it is on."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 def fused(layer, x, marginal=False):
@@ -52,7 +47,7 @@ def fused(layer, x, marginal=False):
 
     space, k = layer.space, layer.spatial_support
     form = torch.contiguous_format if layer.elu else torch.channels_last
-    x = x.flatten(1, -3).to(input_dtype(x), memory_format=form)
+    x = x.flatten(1, -3).to(product_dtype(x), memory_format=form)
     periodic = space.padding_mode == "periodic"
     bias = layer.g.new_zeros(layer.filters) if layer.bias is None else layer.bias
     with torch.autocast(x.device.type, enabled=False):
@@ -107,38 +102,31 @@ def _reason(layer, dtype):
     return f"Q = {Q} and {k} x {k} filters are more than 128 and 3 x 3" if Q > 128 or k > 3 else None
 
 
-# ---- the trial
-
-
 _tried = {}
 
 
-def trial_once(layer, device, dtype, size):
-    """`trial`, once for every shape of a layer: what a compiler makes of one says nothing about another."""
+def trial(layer, device, dtype, size):
+    """None, or what is wrong when this device computes such a layer.
+
+    Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training
+    relies on it, once for every shape of a layer: what it makes of one says nothing about another.
+    """
     shape = (layer.grid, layer.support, layer.filters, layer.Q, layer.elu, layer.space, layer.along, layer.statistics,
              layer.spatial_support, layer.reduction, layer.bias is None)
     key = device, dtype, size, shape
     if key not in _tried:
-        _tried[key] = trial(layer, device, dtype, size)
+        error = trial_error(layer, device, dtype, size)
+        if not isinstance(error, str):
+            error = None if error < TRIAL_ERROR else f"its kernels are wrong here (relative error {error:.2g})"
+        _tried[key] = error
     return _tried[key]
 
 
 @torch.enable_grad()
-def trial(layer, device, dtype, size):
-    """None, or what is wrong when this device computes such a layer, its ELU and its gradients: they are compared with
-    those of PyTorch's operators in float32, on random numbers.
-
-    Kernels are compiled on the machine they run on; what its compiler makes of them is checked before a training
-    relies on it.
-    """
-    error = trial_error(layer, device, dtype, size)
-    if isinstance(error, str):
-        return error
-    return None if error < TRIAL_ERROR else f"its kernels are wrong here (relative error {error:.2g})"
-
-
 def trial_error(layer, device, dtype, size):
-    """The largest relative error of that comparison, in the Euclidean norm, NaN wherever a number is; or what failed.
+    """The largest relative error of a layer, its ELU and its gradients beside PyTorch's operators in float32.
+
+    On random numbers, in the Euclidean norm, NaN wherever a number is; or what failed, in words.
     """
     random = torch.Generator().manual_seed(0)
     layer = deepcopy(layer).to(device).float().train()

@@ -78,8 +78,7 @@ class _MixedELU(torch.autograd.Function):
         (n, V, H, W), (filters, Q, *_), k, x = x.shape, g.shape, round((hb.shape[1] - 1) ** 0.5), x.contiguous()
         O, out_size = len(reads) * filters, (-(-H // stride), -(-W // stride))
         L = out_size[0] * out_size[1]
-        tiles = n * -(-L // min(128, _up(L)))
-        p = plan(reads, V, O, Q, k, L)
+        p, BP = plan(reads, V, O, Q, k, L), min(128, _up(L))
         m = x.new_empty(-(-O // p.BO) * p.BO, -(-V // 4) * 4 * p.Qn)
         spread(g.detach().flatten(2).contiguous(), table, reads, m, (m.shape[1], p.Qn, 1),
                (len(m), m.shape[1] // p.Qn, p.Qn))
@@ -87,11 +86,11 @@ class _MixedELU(torch.autograd.Function):
         ctx.save_for_backward(x, hb, m, reads)
         ctx.plan, ctx.out_shape, ctx.g_shape, ctx.dtypes = p, out.shape, g.shape, (g.dtype, bias.dtype)
         ctx.rule = dict(width=out_size[1], stride=stride, ACC=accumulator(x), K=k, T=p.T, PERIODIC=periodic), before
-        BP, groups = min(128, _up(L)), len(p.blocks)
-        kernels.forward[(tiles * groups,)](
+        tiles, groups = -(-L // BP), len(p.blocks)
+        kernels.forward[(n * tiles * groups,)](
             x, hb, m, bias.contiguous(), out, p.blocks, V, H, W, *before, O, L, m.shape[1], Q, filters,
             p.blocks.shape[1], groups, **ctx.rule[0],
-            tiles=tiles // n, VN=p.VN[0], RAGGED=V % p.VN[0] > 0, N=p.VN[0] * p.Qn, BP=BP, BO=p.BO,
+            tiles=tiles, VN=p.VN[0], RAGGED=V % p.VN[0] > 0, N=p.VN[0] * p.Qn, BP=BP, BO=p.BO,
             num_warps=8 if BP * p.BO > 16384 else 4, num_stages=3)
         return out
 
@@ -120,7 +119,8 @@ class _MixedELU(torch.autograd.Function):
 
         BP = min(64, _up(L))
         total, pairs = n * -(-L // BP), len(p.pairs)
-        splits = min(total, max(1, round(2 * _processors(x.device) / pairs)))  # two waves of programs
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+        splits = min(total, max(1, round(2 * processors / pairs)))  # two waves of programs
         sums = x.new_empty(splits, *m.shape[::-1], dtype=sum_dtype)  # what no tap reads is neither written nor read
         kernels.backward_matrix[(pairs, splits)](
             x, hb, grad, sums, p.pairs, *sizes, len(m), total, -(-total // splits), **rule, tiles=total // n, BP=BP,
@@ -129,11 +129,6 @@ class _MixedELU(torch.autograd.Function):
         collect(sums.sum(0), reads, grad_g.view(*grad_g.shape[:2], -1), (1, p.Qn * len(m), len(m)))
         grad_bias = grad.view(n, -1, len(grad_g), L).sum((0, 1, 3), dtype=sum_dtype).to(ctx.dtypes[1])
         return grad_x, grad_hb, grad_g, grad_bias, *[None] * 5
-
-
-@lru_cache
-def _processors(device):
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def mixed_elu(x, hb, g, bias, table, reads, stride=1, before=(1, 1), periodic=False):

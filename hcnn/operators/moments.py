@@ -48,14 +48,14 @@ class _PatchSums(torch.autograd.Function):
         ctx.save_for_backward(y)
         ctx.rule = k, periodic
         (_, height, width), far = y.shape, k - 1
-        rows, lags = y.view(-1, width), []
+        rows, lags, mode = y.view(-1, width), [], "circular" if periodic else "constant"
         for dy in range(k):
             product = rows[: len(rows) - dy].T @ rows[dy:]
             for i in range(dy):  # rows that met those of the next map
                 last = y[:, height - dy + i].T
                 product -= last[:, :-1] @ y[1:, i]
                 product += last @ y[:, i] if periodic else 0
-            product = _extend(product, far, periodic)
+            product = F.pad(product[None], (far, far), mode=mode)[0]
             lags.append(product.as_strided((width, 2 * far + 1), (product.stride(0) + 1, 1)).sum(0))
         half = torch.stack(lags)  # at (dy, dx - far); the other half is the same, turned round
         pp = torch.cat([half[1:].flip(0, 1), half])[tuple(_lags(k, y.device))]
@@ -85,13 +85,6 @@ class _PatchSums(torch.autograd.Function):
             square.index_put_((at[:, None], at[None]), pairs[:, :, None].expand(-1, -1, at.shape[1]), accumulate=True)
             grad[part] -= (z.flatten(1) @ square[:-1, :-1]).view(z.shape)
         return grad, None, None
-
-
-def _extend(product, far, periodic):
-    """(rows, columns) -> (rows, far + columns + far): by zeros, or beginning again."""
-    if periodic:
-        return torch.cat([product[:, product.shape[1] - far :], product, product[:, :far]], 1)
-    return F.pad(product, (far, far))
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hcnn.operators.convolution import pad_space
+from hcnn.operators.convolution import pad_space, product_dtype
 from hcnn.operators.fourier import products
 
 TILE_BYTES = 2**21  # of z: what is made of it is as large again or twice, and should stay in the caches
@@ -118,24 +118,22 @@ def _mixed(matrix, t):
     return t if matrix.numel() == 1 else (matrix @ t.view(matrix.shape[1], -1).to(matrix.dtype)).to(t.dtype)
 
 
-def tiled_product(x, matrix, bias, h, b, *, grid, support, filters, along, space, transformed=False):
+def tiled(layer, x, matrix, bias, h, b, transformed=False):
     """W_j of HCNN(+) as above, differentiable once in every tensor. Under autocast the products have its precision.
 
     x (batch, *grid, height, width); matrix (outputs * filters, inputs, Q) from `attribute_matrix`, or transformed, from
-    `transformed_kernel`; bias (outputs * filters,); h (Q, k, k) and b (Q,) from `normalised_filters`; along, space:
-    geometries of attributes and of space. Returns (batch, outputs * filters, height', width').
+    `transformed_kernel`; bias (outputs * filters,); h (Q, k, k) and b (Q,) from `normalised_filters`. Returns (batch,
+    outputs * filters, height', width').
     """
-    n, k, dtype = len(x), h.shape[-1], x.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    B, B_out, M, V = 1, 1, matrix.new_ones(1, 1), matrix.new_ones(1, 1)
+    n, k, space, dtype = len(x), h.shape[-1], layer.space, product_dtype(x)
+    B, M, V = 1, matrix.new_ones(1, 1), matrix.new_ones(1, 1)
     if transformed:
-        M, _, V = (t.to(matrix) for t in products(grid[-1], support[-1], along))
-        B, B_out, M = grid[-1], len(V), M.flatten(0, 1)
+        M, _, V = (t.to(matrix) for t in products(layer.grid[-1], layer.support[-1], layer.along))
+        B, M = layer.grid[-1], M.flatten(0, 1)
     size = tuple(map(space.outputs, x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
         x = pad_space(x.reshape(n, -1, *x.shape[-2:]), k, space)
-        bias = bias.view(-1, B_out, filters).transpose(0, 1).contiguous()
+        bias = bias.view(-1, len(V), layer.filters).transpose(0, 1).contiguous()
         filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)
         out = _TiledProduct.apply(x.view(n, -1, B, *x.shape[-2:]), matrix.view(V.shape[1], -1, matrix[0].numel()), bias,
                                   filters_and_bias, M, V, dtype, size, k, space.stride)

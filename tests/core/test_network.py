@@ -5,19 +5,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import assert_same_with_gradients, randomised
 
 from hcnn import HCNN, Architecture, reference
 
 TINY = dict(K=4, Q=3, J=6, attribute_support=(3, 5), image_size=(8, 8), subsampled=(4,), num_classes=3)
-
-
-def network(architecture, seed=0):
-    net = HCNN(architecture, torch.Generator().manual_seed(seed)).double()
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            if name.rsplit(".", 1)[1] in ("scale", "shift", "bias"):
-                p.add_(torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(name))))
-    return net
 
 
 @pytest.mark.parametrize("variant, padding_mode, changes", [
@@ -30,15 +22,9 @@ def network(architecture, seed=0):
 ])
 def test_network_equals_reference_with_every_gradient_in_float64(variant, padding_mode, changes):
     a = Architecture(**(TINY | dict(variant=variant, padding_mode=padding_mode) | changes))
-    net = network(a)
-    x = torch.randn(3, *a.shape(0), dtype=torch.float64, requires_grad=True)
-    state = dict(net.named_parameters())
-    direction = torch.randn(3, a.num_classes, dtype=torch.float64)
-    fast, slow = net(x), reference.forward(a, state, x)
-    inputs = [x, *net.parameters()]
-    for u, v in zip((fast, *torch.autograd.grad((fast * direction).sum(), inputs)),
-                    (slow, *torch.autograd.grad((slow * direction).sum(), inputs))):
-        assert (u - v).abs().max() <= 1e-10 * max(1, v.abs().max().item())
+    net, x = randomised(HCNN(a)), torch.randn(3, *a.shape(0), dtype=torch.float64, requires_grad=True)
+    expected = reference.forward(a, dict(net.named_parameters()), x)
+    assert_same_with_gradients(net(x), expected, [x, *net.parameters()])
 
 
 @pytest.mark.parametrize("dataset, variant, filters", [
@@ -77,6 +63,13 @@ def test_every_layer_has_the_shape_of_figure_2(preset, variant):
         assert a.shape(5) == (4, 8, 16, 16, 16) and a.shape(9) == (4, 8, 16, 8, 8) and a.shape(11) == (4, 8, 10, 8, 8)
 
 
+def rest(net, j, x_j):
+    """The class scores that the layers after j make of x_j."""
+    for k in range(j + 1, net.architecture.J + 1):
+        x_j = net.layer(x_j, k)
+    return x_j
+
+
 def exact_shifts(a, j):
     """Smallest circular shift along each axis of x_j (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores
     alone.
@@ -89,41 +82,28 @@ def exact_shifts(a, j):
 def test_last_layer_is_invariant_to_exactly_the_shifts_of_proposition_3_1(variant, j):
     a = Architecture(variant=variant, K=16, Q=2, J=12, padding_mode="periodic", image_size=(16, 16))
     assert [a.exact_translation(j, axis) for axis in range(4)] == [exact_shifts(a, j)[dim] for dim in (1, 2, 3, 4)]
-    net = network(a).eval()
-    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-
-    def rest(x_j):
-        for k in range(j + 1, a.J + 1):
-            x_j = net.layer(x_j, k)
-        return x_j
-
+    net, x = randomised(HCNN(a)), torch.randn(2, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
-        net.train(), net(x), net.eval()
+        net(x), net.eval()
         x_j = net.activations(x, [j])[j]
-        scores = rest(x_j.clone())
+        scores = rest(net, j, x_j)
         for dim, step in exact_shifts(a, j).items():
+            by_one, by_step = ((rest(net, j, x_j.roll(shift, dim)) - scores).abs().max() for shift in (1, step or 0))
+            assert by_step <= 1e-12 * scores.abs().max().clamp(min=1)
             if step is None:
-                assert (rest(x_j.roll(1, dim)) - scores).abs().max() > 1e-3, "v_j at j = J - 1 is the class"
-                continue
-            assert (rest(x_j.roll(step, dim)) - scores).abs().max() <= 1e-12 * scores.abs().max().clamp(min=1)
-            if step > 1 and x_j.shape[dim] > step:
-                assert (rest(x_j.roll(1, dim)) - scores).abs().max() > 1e-9, "smaller shifts do change the scores"
+                assert by_one > 1e-3, "v_j at j = J - 1 is the class"
+            elif step > 1 and x_j.shape[dim] > step:
+                assert by_one > 1e-9, "smaller shifts do change the scores"
 
 
 def test_zeros_break_the_proposition():
     a = Architecture(**(TINY | dict(K=8, J=7)))
-    net = network(a).eval()
+    net = randomised(HCNN(a)).eval()
     with torch.no_grad():
         x_3 = net.activations(torch.randn(1, 3, 8, 8, dtype=torch.float64), [3])[3]
-        rolled = x_3.roll(1, 1)
-        for k in range(4, a.J + 1):
-            x_3, rolled = net.layer(x_3, k), net.layer(rolled, k)
-        assert torch.allclose(x_3, rolled, atol=1e-12), "v_{j-2} is averaged before any boundary"
-        x_3 = net.activations(torch.randn(1, 3, 8, 8, dtype=torch.float64), [3])[3]
-        rolled = x_3.roll(2, 2)
-        for k in range(4, a.J + 1):
-            x_3, rolled = net.layer(x_3, k), net.layer(rolled, k)
-        assert (x_3 - rolled).abs().max() > 1e-6
+        scores, along_v1, along_v2 = (rest(net, 3, x) for x in (x_3, x_3.roll(1, 1), x_3.roll(2, 2)))
+    assert torch.allclose(scores, along_v1, atol=1e-12), "v_{j-2} is averaged before any boundary"
+    assert (scores - along_v2).abs().max() > 1e-6
 
 
 def test_initial_filters_have_the_stated_variances():
@@ -154,7 +134,7 @@ def test_wrong_images_and_depths_are_refused():
 def test_images_may_have_any_size_that_the_boundary_allows():
     for padding_mode in ("zeros", "periodic"):
         a = Architecture(**(TINY | dict(padding_mode=padding_mode)))
-        net, x = network(a), torch.randn(2, 3, 5, 12, dtype=torch.float64)
+        net, x = randomised(HCNN(a)), torch.randn(2, 3, 5, 12, dtype=torch.float64)
         other = reference.forward(a.replace(image_size=(5, 12)), dict(net.named_parameters()), x)
         assert torch.allclose(net(x), other, rtol=0, atol=1e-10)
 
