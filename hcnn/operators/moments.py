@@ -3,8 +3,8 @@
 mu and C are the first and second moments of the patches of x: 9 and 45 numbers.
 """
 
-from functools import cache, partial
-from math import gcd
+from functools import cache
+from math import gcd, prod
 
 import torch
 import torch.distributed as dist
@@ -100,23 +100,15 @@ def _around(k, height, width, device):
 
     at (k * k, patches): where entry a of each patch stands in the strip, its size where it stands outside the map.
     """
-    r = k // 2
-    span = partial(torch.arange, device=device)
-    above, below = span(-r, 0), span(height, height + r)
-    left, right = span(-r, 0), span(width, width + r)
-    everywhere, beside = span(-r, width + r), span(height)
-    cases = [(above, everywhere, slice(0, r), slice(None)), (below, everywhere, slice(-r, None), slice(None)),
-             (beside, left, slice(None), slice(0, r)), (beside, right, slice(None), slice(-r, None))]
-    found = []
-    for centre_rows, centre_columns, rows, columns in cases if r else []:
-        (top, bottom, _), (first, end, _) = rows.indices(height), columns.indices(width)
-        size = (bottom - top) * (end - first)
-        y, x = torch.meshgrid(centre_rows, centre_columns, indexing="ij")
-        a, b = torch.meshgrid(span(-r, r + 1), span(-r, r + 1), indexing="ij")
-        y, x = (c.flatten() + d.flatten()[:, None] for c, d in ((y, a), (x, b)))
-        inside = (y >= top) & (y < bottom) & (x >= first) & (x < end)
-        at = torch.where(inside, (y - top) * (end - first) + x - first, size)
-        found.append(((slice(None), rows, columns), at))
+    r, found = k // 2, []
+    first, last, every = slice(0, r), slice(-r, None), slice(None)
+    strips = [(first, every, (2, 2, 2, 0)), (last, every, (2, 2, 0, 2)),
+              (every, first, (2, 0, 1, 1)), (every, last, (0, 2, 1, 1))]  # and how many times r stands around each
+    for rows, columns, around in strips if r else []:
+        shape = len(range(height)[rows]), len(range(width)[columns])
+        places = torch.arange(prod(shape), dtype=torch.float32, device=device).view(1, 1, *shape)
+        at = F.unfold(F.pad(places, [r * n for n in around], value=prod(shape)), k)[0]
+        found.append(((every, rows, columns), at.long()))
     return found
 
 
