@@ -116,36 +116,31 @@ from hcnn.operators import elu_triton, fused_kernels as fused, moments_triton as
 
 tile = dict(ACC=tl.float32, K=3, T=16, RAGGED=False, PERIODIC=False, width=32, stride=1)
 column = dict(ACC=tl.float32, LANES=256, PERIODIC=False)
-for kernel, own, warps in (
-        (fused.forward, tile | dict(tiles=8, VN=2, N=64, BP=128, BO=256), 8),
-        (fused.backward_maps, tile | dict(tiles=8, VN=4, N=128, BP=128, BK=64), 8),
-        (fused.backward_matrix, tile | dict(tiles=16, VN=4, N=128, BP=64, BO=256), 8),
-        (fused.gradient_of_maps, dict(stride=1, K=3, ACC=tl.float32, PERIODIC=False, B=512), 4),
-        (moments._sums, column | dict(LAST=False, SAMPLES=256), 8),
-        (moments._sums, column | dict(LAST=True, SAMPLES=256), 8),
-        (moments._map_gradient, column | dict(LAST=True), 8),
-        (moments._normalise, dict(ACC=tl.float32, N=32, BLOCK=32), 16),
-        (moments._filter_gradient, dict(ACC=tl.float32, N=32), 4),
-        (elu_triton._elu_mean, dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
-        (elu_triton._elu_mean_gradient, dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
-        (spread_triton._spread, dict(IB=64, CB=32, TB=128, CONSTANT=True), 4),
-        (spread_triton._collect, dict(TB=128, OB=32), 4)):
-    lists, longs, reals = ("blocks", "chunks", "pairs"), ("table", "reads"), ("momentum", "eps", "factor")
-    halves = {fused: ("x", "m", "g", "out", "taps"), moments: ("x", "g", "out") * (kernel is not moments._normalise)}
-    module = fused if kernel in vars(fused).values() else moments if kernel in vars(moments).values() else None
-    halves = halves.get(module, ("y", "g", "out", "constant") if kernel is not spread_triton._collect else ("g",
-                                                                                                            "constant"))
-    floats = ("bias", "sums", "hb", "h", "scale", "shift", "running_mean", "running_var", "out", "moments", "grad",
-              "grad_h",
-              "grad_scale", "grad_shift", "grad_moments", "kernels", "w")
+floats = ("bias", "sums", "hb", "h", "scale", "shift", "running_mean", "running_var", "out", "moments", "grad",
+          "grad_h", "grad_scale", "grad_shift", "grad_moments", "kernels", "w")
+for kernel, halves, own, warps in (
+        (fused.forward, "x m out", tile | dict(tiles=8, VN=2, N=64, BP=128, BO=256), 8),
+        (fused.backward_maps, "x m g taps", tile | dict(tiles=8, VN=4, N=128, BP=128, BK=64), 8),
+        (fused.backward_matrix, "x g", tile | dict(tiles=16, VN=4, N=128, BP=64, BO=256), 8),
+        (fused.gradient_of_maps, "taps out", dict(stride=1, K=3, ACC=tl.float32, PERIODIC=False, B=512), 4),
+        (moments._sums, "x", column | dict(LAST=False, SAMPLES=256), 8),
+        (moments._sums, "x", column | dict(LAST=True, SAMPLES=256), 8),
+        (moments._map_gradient, "x g out", column | dict(LAST=True), 8),
+        (moments._normalise, "", dict(ACC=tl.float32, N=32, BLOCK=32), 16),
+        (moments._filter_gradient, "", dict(ACC=tl.float32, N=32), 4),
+        (elu_triton._elu_mean, "y out", dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
+        (elu_triton._elu_mean_gradient, "y g out", dict(A=4, ACC=tl.float32, BIAS=True, R=8, C=128), 4),
+        (spread_triton._spread, "out constant", dict(IB=64, CB=32, TB=128, CONSTANT=True), 4),
+        (spread_triton._collect, "g constant", dict(TB=128, OB=32), 4)):
 
     def kind(name):
-        return ("constexpr" if name in own else "*bf16" if name in halves else "*fp32" if name in floats else
-                "*i32" if name in lists else "*i64" if name in longs else "fp32" if name in reals else "i32")
+        return ("constexpr" if name in own else "*bf16" if name in halves.split() else "*fp32" if name in floats else
+                "*i32" if name in ("blocks", "chunks", "pairs") else "*i64" if name in ("table", "reads") else
+                "fp32" if name in ("momentum", "eps", "factor") else "i32")
 
     signature = {name: kind(name) for name in kernel.arg_names}
-    aligned = {(kernel.arg_names.index(n),): [["tt.divisibility",
-                                               16]] for n in kernel.arg_names if "*" in kind(n) or n in "OLRVHW"}
+    aligned = {(i,): [["tt.divisibility", 16]]
+               for i, name in enumerate(kernel.arg_names) if "*" in kind(name) or name in set("OLRVHW") - set(own)}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in own.items()}, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=warps, num_stages=3))
     print(kernel.__name__, made.metadata.shared, made.asm["ptx"].count("wgmma.mma_async"),

@@ -102,20 +102,22 @@ esac
     return tmp_path
 
 
-def test_reproduce_goes_on_without_data_and_without_a_gpu(copy):
-    done = make("reproduce", folder=copy)
-    assert done.returncode == 0
-    assert "RUN notebooks/execute.py --all --profile small --dataset cifar10,cifar100" in done.stdout
+@pytest.mark.parametrize("command, profile, said", [
+    ("reproduce", "small", "RUN notebooks/execute.py --all --profile small --dataset cifar10,cifar100\n"),
+    ("reproduce", "paper", "RUN notebooks/execute.py --all --profile paper "),
+    ("reproduce PROFILE=small DATASET=digits", "paper", "--profile small --dataset digits\n"),
+    ("sweep K=8,16 Q=9", "small", "--profile small --sweep dataset=cifar10 variant=hcnn seed=0 K=8,16 Q=9\n"),
+    ("headline SEEDS=0,1 DATASET=cifar10 FURTHER=1 MAX_SECONDS=100", "small", "RUN -m hcnn headline --datasets cifar10 "
+     "--variants hcnn hcnn-plus --seeds 0 1 --max-seconds 100 --further\n")])
+def test_make_passes_on_what_it_is_told_and_does_without_data(copy, command, profile, said):
+    """profile: that of the machine, `paper` where there is a GPU."""
+    done = make(*command.split(), folder=copy, GPU=profile)
+    assert done.returncode == 0 and said in done.stdout
 
 
-def test_reproduce_takes_the_paper_profile_with_a_gpu_unless_told_otherwise(copy):
-    assert "--profile paper" in make("reproduce", folder=copy, GPU="paper").stdout
-    assert "--profile small --dataset digits" in make("reproduce", "PROFILE=small", "DATASET=digits", folder=copy,
-                                                      GPU="paper").stdout
-
-
-def test_a_failed_notebook_fails_reproduce(copy):
-    assert make("reproduce", folder=copy, STATUS="1").returncode != 0
+@pytest.mark.parametrize("target, status", [("reproduce", "1"), ("headline", "1"), ("nbval", "1"), ("sweep", "0")])
+def test_make_fails_with_what_it_runs_and_without_the_sizes_of_a_sweep(copy, target, status):
+    assert make(target, folder=copy, STATUS=status).returncode != 0
 
 
 def test_nbval_reads_the_stored_runs_and_writes_elsewhere(copy):
@@ -123,20 +125,6 @@ def test_nbval_reads_the_stored_runs_and_writes_elsewhere(copy):
     elsewhere = Path(re.search(r"^RESULTS (.*)", done.stdout, re.M)[1])
     assert "--nbval-lax --nbval-current-env notebooks" in done.stdout and done.returncode == 0
     assert copy not in elsewhere.parents and elsewhere.is_absolute() and not elsewhere.exists()
-    assert make("nbval", folder=copy, STATUS="1").returncode != 0
-
-
-def test_sweep_passes_the_grid_and_asks_for_one(copy):
-    assert "--profile small --sweep dataset=cifar10 variant=hcnn seed=0 K=8,16 Q=9" in make("sweep", "K=8,16", "Q=9",
-                                                                                            folder=copy).stdout
-    assert make("sweep", folder=copy).returncode != 0
-
-
-def test_headline_passes_on_what_is_to_be_trained(copy):
-    said = make("headline", "SEEDS=0,1", "DATASET=cifar10", "FURTHER=1", "MAX_SECONDS=100", folder=copy).stdout
-    assert ("RUN -m hcnn headline --datasets cifar10 --variants hcnn hcnn-plus --seeds 0 1 --max-seconds 100 "
-            "--further\n") in said
-    assert make("headline", folder=copy, STATUS="1").returncode != 0
 
 
 def test_too_old_python_is_refused_and_leaves_no_environment(copy):
