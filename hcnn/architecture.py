@@ -210,9 +210,7 @@ class Architecture(Settings):
         return counts.parameters(self)
 
     def multiply_adds(self) -> int:
-        """Multiplications of one image's forward pass: of HCNN with its folded filters w, of HCNN(+) h first, then
-        g.
-        """
+        """Multiplications of one image's forward pass: of HCNN with folded filters w, of HCNN(+) h first, then g."""
         costs = counts.multiply_adds(self)
         return costs["w"] or costs["h_g"]
 
@@ -225,9 +223,7 @@ DESCRIPTIONS = dict.fromkeys(VARIANTS, Architecture)  # the class that describes
 
 
 def register(variants, cls):
-    """Let `describe` know another class of descriptions, frozen settings like `Architecture`, and the variants that
-    it describes.
-    """
+    """Let `describe` know another class of frozen settings, like `Architecture`, and the variants it describes."""
     DESCRIPTIONS.update(dict.fromkeys(variants, cls))
 
 

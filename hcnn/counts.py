@@ -1,6 +1,4 @@
-"""What follows from the shapes alone: numbers of parameters, multiply-adds and exact translations, in closed form.
-Needs no torch.
-"""
+"""What follows from the shapes alone, without torch: numbers of parameters, multiply-adds, exact translations."""
 
 from math import prod
 
@@ -48,8 +46,7 @@ def effective_filters(a, layer):
 
 
 def multiply_adds(a):
-    """Multiplications of one image's forward pass in the convolutions of an Architecture, taps on the boundary left
-    out.
+    """Multiplications of one image's forward pass in the convolutions of an Architecture, taps outside left out.
 
     h_g: x * h_q for every q, at all positions where its statistics are taken, then g, equation (8). w: one
     convolution with the filter w, which is all that HCNN computes once h, normalisation and g are folded; None for
@@ -71,8 +68,7 @@ def multiply_adds(a):
 
 
 def carried(a, j, shift):
-    """What a translation of x_j along (v_{j-2}, v_{j-1}, v_j, u) does to later layers: yields (j, shift), (j + 1,
-    ...), ...
+    """What a translation of x_j along (v_{j-2}, v_{j-1}, v_j, u) does to later layers: yields (j, shift), ...
 
     Covariance with subsampling, for periodic boundaries: each W halves the attributes that it convolves, averages the
     oldest, and its new attribute does not move. Ends at x_{J-1}, or where a translation would not be a whole number.
@@ -97,7 +93,5 @@ def exact_translation(a, j, axis):
 
 
 def taps_inside(n, outputs, support, stride, before):
-    """How many (output, tap) pairs read one of n inputs rather than the zeros around them; `before` zeros stand in
-    front.
-    """
+    """How many (output, tap) pairs read one of n inputs, not the zeros around them, of which `before` in front."""
     return sum(0 <= o * stride + t - before < n for o in range(outputs) for t in range(support))

@@ -91,8 +91,9 @@ def switched_off(what):
 
 @contextmanager
 def numerics(precision, device):
-    """`fast`: TF32 on the GPU and the fastest convolution; `strict`: no TF32 and deterministic algorithms only; on a
-    CPU memory is kept. Restored at the end.
+    """For a while `fast`: TF32 and the fastest convolutions of a GPU; or `strict`: deterministic, without TF32.
+
+    On a CPU memory is kept.
     """
     fast = precision == "fast" and device.type == "cuda"
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,6 +1,4 @@
-"""Which input a tap of a convolution reads: subsampling, boundary and padding, for attributes and space alike. Needs
-no torch.
-"""
+"""Which input a tap of a convolution reads, for attributes and space alike: subsampling, boundary, padding."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +12,7 @@ PADDINGS = ("symmetric", "same")
 
 @dataclass(frozen=True)
 class Geometry(Settings):
-    """Output o of an axis of n inputs reads input ``stride * o + t - before`` through tap t; it has ceil(n / stride)
-    outputs.
+    """Output o < ceil(n / stride) of an axis of n inputs reads input ``stride * o + t - before`` through tap t.
 
     Outside the axis are zeros (padding_mode `zeros`), or it begins again (`periodic`). padding `symmetric`: before is
     half the support, as in the paper; `same`: TensorFlow's, which is one less in front where an uneven number is
@@ -60,9 +57,7 @@ class Geometry(Settings):
         return tuple(tuple(read(o, t) for t in range(support)) for o in range(self.outputs(n)))
 
     def live(self, n, support):
-        """Number of taps that differ: those that reach the axis from some output; periodic ones that always meet
-        count once.
-        """
+        """Number of taps that reach the axis from some output; periodic ones that always meet count once."""
         return len({column for column in zip(*self.reads(n, support)) if any(i >= 0 for i in column)})
 
     def pairs(self, n, support):

@@ -52,23 +52,20 @@ def attribute_layer(x, w, stride=1, attribute_stride=2, padding_mode="zeros", pa
 
 
 def marginal(x, reduction="mean"):
-    """The sum (here by default the mean) over v_{j-3} that equation (6) brings about: (batch, a2, a1, ...) -> (batch,
-    a1, ...).
-    """
+    """The sum (by default the mean) over v_{j-3} of equation (6): (batch, a2, a1, ...) -> (batch, a1, ...)."""
     return x.mean(1) if reduction == "mean" else x.sum(1)
 
 
 def factorised_filter(h, g):
-    """Equation (8): w_{v_j}(u, v) = sum_q h_q(u) g_{v_j,q}(v). h (Q, k, k), g (filters, Q, s, s') -> (filters, s, s',
-    k, k).
+    """Equation (8): w_{v_j}(u, v) = sum_q h_q(u) g_{v_j,q}(v).
+
+    h (Q, k, k), g (filters, Q, s, s') -> (filters, s, s', k, k).
     """
     return torch.einsum("qab,fqst->fstab", h, g)
 
 
 def normalise(z, scale, shift, dims, statistics=None, eps=1e-5):
-    """Batch normalisation, section 4.2: scale (z - m) / sigma + shift, m and sigma over `dims` of `statistics`
-    (default: of z).
-    """
+    """Batch normalisation, section 4.2: scale (z - m) / sigma + shift, m and sigma over `dims` of `statistics` or z."""
     z0 = z if statistics is None else statistics
     mean, var = z0.mean(dims, keepdim=True), z0.var(dims, unbiased=False, keepdim=True)
     broadcast = [1 if i in [d % z.dim() for d in dims] else -1 for i in range(z.dim())]
@@ -77,8 +74,7 @@ def normalise(z, scale, shift, dims, statistics=None, eps=1e-5):
 
 def factorised_layer(x, h, g, scale, shift, bias, stride=1, attribute_stride=2, padding_mode="zeros",
                      padding="symmetric", elu=False, statistics="all", eps=1e-5):
-    """W_j of section 4.2 before rho: sum_q normalised(x * h_q) * g_{v_j,q}, with ELU after the normalisation for
-    HCNN(+).
+    """W_j of section 4.2 before rho: sum_q normalised(x * h_q) * g_{v_j,q}, in HCNN(+) ELU between the two.
 
     x (batch, a1, a0, height, width), h (Q, k, k), g (filters, Q, s, s'), scale and shift (Q,), bias (filters,) or None.
     Returns (batch, a1', a0', filters, height', width').

@@ -1,6 +1,4 @@
-"""What the frozen dataclasses that describe a run have in common: one spelling and one validator of values. Needs no
-torch.
-"""
+"""What the frozen dataclasses that describe a run have in common: one spelling and one validator of values."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, replace

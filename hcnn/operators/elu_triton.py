@@ -16,9 +16,7 @@ PROGRAMS = 264  # at most, that share the gradient of the constant: two for each
 
 @triton.jit
 def _tile(first, rows, columns, stride, R: tl.constexpr, C: tl.constexpr):
-    """Where the tile of R rows from `first` on stands in memory, rows `stride` apart, and what of it exists; its
-    columns.
-    """
+    """Where the tile of R rows from `first` on, `stride` apart, stands in memory; what of it exists; its columns."""
     row, column = first + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
     there = (row < rows)[:, None] & (column < columns)[None, :]
     return row[:, None] * stride + column[None, :], there, column
@@ -100,8 +98,7 @@ def accumulator(x):
 
 
 def elu_over(y, mean, bias=None):
-    """The mean or sum over the first attribute of ELU(y + bias): (n, A, *grid, height, width) -> (n, *grid, height,
-    width).
+    """The mean or sum over the first attribute of ELU(y + bias): y (n, A, *grid, height, width) -> (n, *grid, ...).
 
     bias (A * grid,): a constant of each map of y, whose memory is then that of channels last.
     """

@@ -1,6 +1,4 @@
-"""W_j as one matrix: a convolution along attributes gathered from its filter, with normalisation and h folded in, eq.
-(8).
-"""
+"""W_j as one matrix, gathered from the filters along attributes, with normalisation and h folded in, equation (8)."""
 
 from functools import cache
 from math import prod

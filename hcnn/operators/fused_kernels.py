@@ -31,8 +31,7 @@ def _elu(s):
 @triton.jit
 def _patches(tile, tiles: tl.constexpr, V, H, W, top, left, L, width: tl.constexpr, stride: tl.constexpr,
              K: tl.constexpr, T: tl.constexpr, VN: tl.constexpr, PERIODIC: tl.constexpr, BP: tl.constexpr):
-    """Image, positions u in it, whether they exist; where the patches of the first VN maps stand, and whether they
-    are read there.
+    """Image, positions u in it, whether they exist; where the patches of the first VN maps stand, what is read there.
 
     The last two are (positions, VN * T). A tile never crosses two images.
     """
@@ -50,9 +49,7 @@ def _patches(tile, tiles: tl.constexpr, V, H, W, top, left, L, width: tl.constex
 
 @triton.jit
 def _gather(x, at, read, block, V, area, K: tl.constexpr, T: tl.constexpr, VN: tl.constexpr, RAGGED: tl.constexpr):
-    """Patches of the VN maps of a block, at what `_patches` says: (positions, VN * T), the last columns of each map
-    1, 1, 0, ...
-    """
+    """Patches of the VN maps of a block where `_patches` says: (positions, VN * T), each followed by 1, 1, 0, ..."""
     c = tl.arange(0, VN * T)
     if RAGGED:  # the last block has maps that are not there
         read &= (block * VN + c // T < V)[None, :]
@@ -63,9 +60,7 @@ def _gather(x, at, read, block, V, area, K: tl.constexpr, T: tl.constexpr, VN: t
 
 @triton.jit
 def _filters(hb, c, r, Q, dtype: tl.constexpr, K: tl.constexpr, T: tl.constexpr, Qn: tl.constexpr):
-    """The filters and b, rows of hb (Q, K * K + 1), as columns r that patches c multiply, once for each map along the
-    diagonal.
-    """
+    """Filters and b, rows of hb (Q, K * K + 1), as columns r that patches c multiply: for each map on the diagonal."""
     t, q = c % T, r % Qn
     there = (c // T == r // Qn) & (q < Q) & (t < K * K + 2)
     value = tl.load(hb + q * (K * K + 1) + tl.minimum(t, K * K), mask=there, other=0.0)
@@ -75,9 +70,9 @@ def _filters(hb, c, r, Q, dtype: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
 
 @triton.jit
 def forward(x, hb, m, bias, out, blocks, V, H, W, top, left, O, L, R, Q, filters, listed, groups, width: tl.constexpr,
-             stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
-             VN: tl.constexpr,
-             RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BO: tl.constexpr):
+            stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
+            VN: tl.constexpr, RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+            BO: tl.constexpr):
     group = tl.program_id(0) % groups  # the programs that share positions are neighbours
     image, u, inside, at, read = _patches(tl.program_id(0) // groups, tiles, V, H, W, top, left, L, width, stride, K,
                                           T, VN, PERIODIC, BP)
@@ -99,10 +94,9 @@ def forward(x, hb, m, bias, out, blocks, V, H, W, top, left, O, L, R, Q, filters
 
 @triton.jit
 def backward_maps(x, hb, m, g, taps, sums, chunks, V, H, W, top, left, O, L, R, Q, listed, total, each,
-                  width: tl.constexpr,
-                   stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
-                   VN: tl.constexpr, RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
-                   BK: tl.constexpr):
+                  width: tl.constexpr, stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr,
+                  T: tl.constexpr, VN: tl.constexpr, RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr,
+                  BP: tl.constexpr, BK: tl.constexpr):
     block, split = tl.program_id(0), tl.program_id(1)
     r, c = tl.arange(0, N), tl.arange(0, VN * T)
     v, t = block * VN + c // T, c % T
@@ -136,9 +130,9 @@ def backward_maps(x, hb, m, g, taps, sums, chunks, V, H, W, top, left, O, L, R, 
 
 @triton.jit
 def backward_matrix(x, hb, g, sums, pairs, V, H, W, top, left, O, L, R, Q, columns, total, each, width: tl.constexpr,
-                     stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
-                     VN: tl.constexpr, RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
-                     BO: tl.constexpr):
+                    stride: tl.constexpr, tiles: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
+                    VN: tl.constexpr, RAGGED: tl.constexpr, PERIODIC: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+                    BO: tl.constexpr):
     group, block = tl.load(pairs + 2 * tl.program_id(0)), tl.load(pairs + 2 * tl.program_id(0) + 1)
     split = tl.program_id(1)
     o, r, c = group * BO + tl.arange(0, BO), tl.arange(0, N), tl.arange(0, VN * T)
@@ -156,10 +150,8 @@ def backward_matrix(x, hb, g, sums, pairs, V, H, W, top, left, O, L, R, Q, colum
 
 @triton.jit
 def gradient_of_maps(taps, out, total, H, W, top, left, height, width, stride: tl.constexpr, K: tl.constexpr,
-                     ACC: tl.constexpr,
-                      PERIODIC: tl.constexpr, B: tl.constexpr):
-    """What the patches that x stands in have gathered for it: taps (maps, K * K, height * width) -> out (maps, H, W).
-    """
+                     ACC: tl.constexpr, PERIODIC: tl.constexpr, B: tl.constexpr):
+    """What patches have gathered for the x they hold: taps (maps, K * K, height * width) -> out (maps, H, W)."""
     i = tl.program_id(0) * B + tl.arange(0, B)
     row, column, acc = i // W % H + top, i % W + left, tl.zeros((B,), ACC)
     for t in tl.static_range(K * K):

@@ -6,7 +6,8 @@ spatial stride and M the filters g spread along the attributes.
 z has Q numbers for each one of x. It is made tile by tile, inside the product that consumes it, and again in each of
 the two products of the backward pass: only x, h, b and M are kept. Blocks of M that no tap reaches are never visited
 (`Plan`). Sums are accumulated in float32, in an order that depends on the shapes and the GPU alone: no atomics, so
-that the same step gives the same bits. """
+that the same step gives the same bits.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +31,8 @@ class Plan:
     T taps a patch and Q filters are rounded up to Qn; VN maps make a block of N = VN * Qn columns, in the forward
     pass (VN[0]) and in the backward pass (VN[1]); BO outputs make a group, BK a chunk. The lists are int32 tensors on
     the device: the blocks that each group reads, the chunks that read each block, (group, block) pairs; a list begins
-    with its length. """
+    with its length.
+    """
 
     T: int
     Qn: int
@@ -44,9 +46,9 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def plan(reads, V, O, Q, k, L):
-    """The Plan for a table `reads` (output positions, taps) of `tap_reads`, on its device; O outputs, the filter
-    fastest, at L positions of an image: where these are few, the groups of outputs are more, and keep a large GPU
-    busy.
+    """The Plan for a table of `tap_reads`, on its device; O outputs, the filter fastest, at L positions of an image.
+
+    Where the positions are few, the groups of outputs are more, and keep a large GPU busy.
     """
     T, Qn, BO = _up(k * k + 2), _up(Q), min(256 if L > 64 else 128, _up(O))
     VN, BK = (max(1, 64 // Qn), min(4, max(1, 128 // Qn))), min(64, BO)
@@ -132,10 +134,10 @@ class _MixedELU(torch.autograd.Function):
 
 
 def mixed_elu(x, hb, g, bias, table, reads, stride=1, before=(1, 1), periodic=False):
-    """out[n, (o, f), u] = bias[f] + sum over q and the taps t inside of g[f, q, t] ELU(x_v * h_q (stride u) + b_q), v
-    = reads[o, t].
+    """out[n, (o, f), u] = bias[f] + sum_{q, t} g[f, q, t] ELU(x_v * h_q (stride u) + b_q), v = reads[o, t] inside.
 
     x (n, V, height, width); hb (Q, k * k + 1): h_q and b_q; g (filters, Q, *support), bias (filters,); table and
     reads of `geometry`. before: rows above and columns left that the boundary adds. Returns (n, outputs, ceil(height
-    / stride), ...) of the dtype of x. Differentiable once in x, hb, g and bias. """
+    / stride), ...) of the dtype of x. Differentiable once in x, hb, g and bias.
+    """
     return _MixedELU.apply(x, hb, g, bias, table, reads, stride, before, periodic)

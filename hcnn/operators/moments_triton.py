@@ -25,9 +25,7 @@ LANES = 256  # columns of maps that one program walks down at a time
 
 @triton.jit
 def _columns(lane, V, H, W, LAST: tl.constexpr):
-    """Where column `lane` of all maps begins in memory, its place in the image, and the steps to the next row and
-    column.
-    """
+    """Where column `lane` of all maps begins in memory, its place in the image, the steps to the next row, column."""
     if LAST:  # the maps are the fastest axis
         return lane // (V * W) * (V * W * H) + lane % V, lane // V % W, V * W, V
     return lane // W * (W * H), lane % W, W, 1
@@ -51,9 +49,7 @@ def _row(x, base, row, column, there, by_row, by_column, H, W, centre, REACH: tl
 @triton.jit
 def _sums(x, sums, total, step, lanes, V, H, W, ACC: tl.constexpr, LAST: tl.constexpr, PERIODIC: tl.constexpr,
           SAMPLES: tl.constexpr, LANES: tl.constexpr):
-    """sums[program]: the sums of p p' over its patches, (16, 16); row and column 9: of p. After all of them: the
-    centre.
-    """
+    """sums[program]: the sums of p p' over its patches, (16, 16); row and column 9: of p. Last of all: the centre."""
     some = tl.arange(0, SAMPLES) * step
     centre = tl.sum(tl.load(x + some, mask=some < total, other=0.0).to(ACC), 0) / tl.sum((some < total).to(ACC), 0)
     acc = ()
@@ -131,9 +127,7 @@ def _normalise(sums, programs, n, h, scale, shift, running_mean, running_var, ou
 @triton.jit
 def _filter_gradient(grad, moments, h, scale, grad_h, grad_scale, grad_shift, grad_moments, Q, eps, ACC: tl.constexpr,
                      N: tl.constexpr):
-    """From grad (Q, 10) of `_normalise`: the gradients of h, scale and shift, and of one patch p: grad_moments (17,
-    16) times (p, 1).
-    """
+    """From grad (Q, 10) of `_normalise` those of h, scale, shift, and of a patch p: grad_moments (17, 16) (p, 1)."""
     t, q = tl.arange(0, 16), tl.arange(0, N)
     taps, there = (q < Q)[:, None] & (t < 9)[None, :], q < Q
     mu, n = tl.load(moments + t), tl.load(moments + 272)

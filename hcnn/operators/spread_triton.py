@@ -1,5 +1,4 @@
-"""The filters of a convolution along attributes as its matrix on the GPU, in the precision and layout of the product
-that reads it.
+"""The filters of a convolution along attributes as its matrix on the GPU, ready for the product that reads it.
 
 `folding.spread_taps` in one launch each way: gathers, no atomics.
 """
@@ -62,9 +61,7 @@ def spread(w, table, reads, out, steps, sizes, bias=None, constant=None):
 
 
 def collect(g, reads, out, steps, constant=None):
-    """The adjoint: out[f, c, t] = sum over o of g[(o, f), reads[o, t], c], and of constant[o, f] for one channel
-    more.
-    """
+    """The adjoint: out[f, c, t] = sum over o of g[(o, f), reads[o, t], c], for one channel more of constant[o, f]."""
     F, C, T = out.shape
     _collect[F, C](g, g if constant is None else constant, reads, out, F, C - (constant is not None), T, len(reads),
                    *steps, TB=triton.next_power_of_2(T), OB=32)
@@ -92,8 +89,7 @@ class _FoldedKernel(torch.autograd.Function):
 
 
 def folded_operator(hb, g, bias, table, reads, dtype):
-    """`folding.folded_operator` from (h, b) as (Q, k * k + 1): the kernel, channels last, in `dtype`, and its
-    bias."""
+    """`folding.folded_operator` from (h, b) as (Q, k * k + 1): kernel, channels last, in `dtype`, and its bias."""
     F, Q = g.shape[:2]
     w = torch.bmm(hb.T.expand(F, -1, Q), g.flatten(2))
     return _FoldedKernel.apply(w, bias, table, reads, dtype, round((hb.shape[1] - 1) ** 0.5))

@@ -1,5 +1,4 @@
-"""HCNN(+) on a CPU: ELU and matrix product made tile by tile, so that what is large stays in the cache and never
-exists whole.
+"""HCNN(+) on a CPU: ELU and matrix product tile by tile, so that what is large stays in the caches, never whole.
 
     y[o, u] = bias[o] + sum over v, q of matrix[o, (v, q)] z[(v, q), u],    z[(v, q), u] = ELU(h_q . p_v(u) + b_q)
 
@@ -25,9 +24,7 @@ TILE_BYTES = 2**21  # of z: what is made of it is as large again or twice, and s
 
 
 def _tiles(batch, height, width, columns):
-    """Tiles of about `columns` positions, at least one row: (first image, end, first row, end), whole images where
-    they fit.
-    """
+    """Tiles of about `columns` positions, whole images or at least a row: (first image, end, first row, end)."""
     rows = -(-height // max(1, min(height, height * width // max(1, columns))))
     step = max(1, columns // (height * width))
     return [(i, min(i + step, batch), r, min(r + rows, height))
@@ -35,9 +32,7 @@ def _tiles(batch, height, width, columns):
 
 
 def _patches(x, tile, k, stride, width):
-    """(v, k * k + 1, positions) of one tile of the padded x (batch, A, B, height, width), v = (b, a); the last row is
-    one, for b_q.
-    """
+    """(v, k * k + 1, positions) of a tile of the padded x (batch, A, B, ...), v = (b, a); last row: 1, for b_q."""
     first, end, r0, r1 = tile
     x = x[first:end, :, :, r0 * stride :]
     A, B = x.shape[1:3]

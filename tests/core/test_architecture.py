@@ -1,6 +1,4 @@
-"""Architectures: every valid one builds and runs with the stated shapes and counts, every invalid one is refused by
-name.
-"""
+"""Architectures: every valid one runs with the stated shapes and counts, every invalid one is refused by name."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""HCNN(+) fused on the GPU: the kernels give what the equations give. Without a GPU they run in Triton's interpreter.
-"""
+"""HCNN(+) fused on the GPU: the kernels give what the equations give. Without a GPU they are interpreted."""
 
 from itertools import product
 from math import prod
@@ -69,8 +68,8 @@ def oracle_and_bounds(leaves, table, reads, space, direction, u):
     x_bound, hb_bound = torch.autograd.grad(s, (x, hb), (dz * (1 + z)).view_as(s))
     m_bound = torch.einsum("nol,nrl->or", direction.abs().flatten(2), z.flatten(2))
     (g_bound,) = torch.autograd.grad(matrix, g, m_bound)
-    bounds = out_bound, x_bound, hb_bound, g_bound, direction.abs().view(len(x), -1, len(g), *z.shape[-2:]).sum((0, 1,
-                                                                                                                 3, 4))
+    bias_bound = direction.abs().view(len(x), -1, len(g), *z.shape[-2:]).sum((0, 1, 3, 4))
+    bounds = out_bound, x_bound, hb_bound, g_bound, bias_bound
     terms = 64 if u < 2**-12 else 8
     return [(value, terms * u * bound) for value, bound in zip((out, *grads), bounds)]
 
@@ -133,9 +132,7 @@ def test_the_taps_are_gone_before_the_sums_for_the_matrix_come(monkeypatch):
 
 
 def test_blocks_without_a_tap_are_not_visited():
-    """Tiles of the network's own size: K = 16, 7 x 11, zeros. A group of 256 outputs reads 6 or 7 of 8 rows of the
-    grid.
-    """
+    """Tiles of the network's size, K = 16, 7 x 11, zeros: 256 outputs read 6 or 7 of the 8 rows of the grid."""
     p = fused_triton.plan(tap_reads((8, 16), (7, 11)), 128, 512, 32, 3, 1024)
     assert (p.T, p.Qn, p.VN, p.BO, p.BK) == (16, 32, (2, 4), 256, 64)
     assert p.blocks[:, 0].tolist() == [6 * 8, 7 * 8] and len(p.pairs) == 6 * 4 + 7 * 4
@@ -268,9 +265,7 @@ def test_trial_passes_where_the_kernels_are_right(variant, Q, filters, mode, str
 
 @pytest.mark.gpu
 def test_fused_step_needs_less_memory_than_one_copy_of_z():
-    """K = 16, Q = 32, batch 50, 32 x 32: z in bfloat16 would be 419 MB, and the unfused path keeps it with its
-    gradient.
-    """
+    """K = 16, Q = 32, batch 50, 32 x 32: z in bfloat16 is 419 MB, which the unfused path keeps with its gradient."""
     layer = AttributeConv((8, 16), 16, Q=32, elu=True).cuda()
     x = torch.randn(50, 8, 16, 32, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     for _ in range(2):

@@ -33,9 +33,7 @@ def imported(path, root):
 
 
 def violations(root):
-    """Every import against the order, as "module imports room"; `hcnn` stands for the package's face, which is above
-    all.
-    """
+    """Every import against the order, as "module imports room"; the package's face, `hcnn`, is above all."""
     found = []
     for path in sorted(root.rglob("*.py")):
         room = path.relative_to(root).parts[0].removesuffix(".py")

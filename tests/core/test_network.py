@@ -71,9 +71,7 @@ def rest(net, j, x_j):
 
 
 def exact_shifts(a, j):
-    """Smallest circular shift along each axis of x_j (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores
-    alone.
-    """
+    """Smallest circular shift of x_j along (v_{j-2}, v_{j-1}, v_j, u1, u2) that leaves the class scores alone."""
     u = 2 ** sum(d > j for d in a.subsampled)
     return {1: 1, 2: 2 if j < a.J - 1 else 1, 3: 4 if j <= a.J - 3 else 2 if j == a.J - 2 else None, 4: u, 5: u}
 
@@ -158,9 +156,7 @@ def gradient_nodes(out):
 
 @pytest.mark.parametrize("variant", ["hcnn", "hcnn-plus"])
 def test_no_gradient_is_copied_for_a_nonlinearity_in_place(variant):
-    """ELU in place on a view would make copies of the largest arrays: 54 launches and 2.2 GB a step of the paper's
-    network.
-    """
+    """ELU in place on a view would copy the largest arrays: 54 launches and 2.2 GB a step of the paper's network."""
     network = HCNN(Architecture(K=4, Q=2, J=5, variant=variant, subsampled=(), image_size=(4, 4)))
     names = gradient_nodes(network(torch.randn(2, 3, 4, 4)))
     assert any("Elu" in name for name in names)

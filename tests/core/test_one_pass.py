@@ -1,6 +1,4 @@
-"""The kernels that make statistics, ELU and filters of a layer in one pass each: in Triton's interpreter without a
-GPU.
-"""
+"""The kernels that make statistics, ELU and filters of a layer in one pass each; interpreted without a GPU."""
 
 import os
 import subprocess
@@ -61,10 +59,8 @@ def test_a_change_of_the_running_averages_is_seen():
     """The cache of evaluation goes by the versions of tensors, which a kernel does not change by itself."""
     running = [torch.zeros(2, device=DEVICE), torch.ones(2, device=DEVICE)]
     before = [t._version for t in running]
-    ones = random(2, dtype=torch.float32)
-    moments_triton.normalised(random(2, 3, 4, 4, dtype=torch.float32), random(2, 3, 3, dtype=torch.float32), ones,
-                              ones, *running, 0.1,
-                              1e-5, False)
+    x, h, scale, shift = (random(*shape, dtype=torch.float32) for shape in ((2, 3, 4, 4), (2, 3, 3), (2,), (2,)))
+    moments_triton.normalised(x, h, scale, shift, *running, 0.1, 1e-5, False)
     assert all(t._version > version for t, version in zip(running, before))
 
 
@@ -93,8 +89,8 @@ def test_elu_over_adds_a_bias_and_gives_its_gradient(shape):
 
 
 @pytest.mark.parametrize("mode", ["zeros", "periodic"])
-@pytest.mark.parametrize("grid, support, Q, filters", [((4, 8), (7, 11), 5, 3), ((3, 5), (3, 3), 2, 4), ((8,), (5,), 3,
-                                                                                                         2)])
+@pytest.mark.parametrize("grid, support, Q, filters", [
+    ((4, 8), (7, 11), 5, 3), ((3, 5), (3, 3), 2, 4), ((8,), (5,), 3, 2)])
 def test_folded_kernel_in_one_launch_is_the_folded_operator(grid, support, Q, filters, mode):
     table, reads = (f(grid, support, Geometry(2, mode)).to(DEVICE) for f in (tap_table, tap_reads))
     leaves = [t.requires_grad_() for t in (random(Q, 3, 3), random(Q), random(filters, Q, *support), random(filters))]

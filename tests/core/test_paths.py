@@ -1,6 +1,4 @@
-"""Every way in which W_j is computed gives what the literal equations give, and no more memory or error than it
-claims.
-"""
+"""Every way in which W_j is computed gives what the equations give, with no more memory or error than it claims."""
 
 from itertools import product
 
@@ -108,9 +106,7 @@ U = 2.0**-8  # unit roundoff of bfloat16
 
 @pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
 def test_bfloat16_errs_no_more_than_its_roundings(padding_mode):
-    """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (relative U), sums are
-    float32.
-    """
+    """A bound, not a fit: h, p, z, matrix and result are each rounded once to bfloat16 (U), sums are float32."""
     grid, support, filters, Q = (4, 8), (3, 5), 3, 4
     h, b, bias = torch.randn(Q, 3, 3), torch.randn(Q), torch.randn(2 * 4 * filters)
     x = torch.randn(2, *grid, 5, 5)
