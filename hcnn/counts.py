@@ -90,8 +90,3 @@ def exact_translation(a, j, axis):
         if last == a.J - 1 and not shift[2]:
             return tau
     return None
-
-
-def taps_inside(n, outputs, support, stride, before):
-    """How many (output, tap) pairs read one of n inputs, not the zeros around them, of which `before` in front."""
-    return sum(0 <= o * stride + t - before < n for o in range(outputs) for t in range(support))

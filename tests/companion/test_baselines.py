@@ -3,6 +3,7 @@ as well.
 """
 
 import json
+from math import prod
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import hcnn
 from hcnn.architecture import Architecture, describe
 from hcnn.companion.baselines import teacher as attention
 from hcnn.companion.baselines.networks import Shortcut
-from hcnn.companion.baselines.systems import SYSTEMS, Baseline, cost
+from hcnn.companion.baselines.systems import SYSTEMS, Baseline
 from hcnn.companion.commands import main
 from hcnn.companion.results.runs import load_run
 from hcnn.companion.results.verify import check_run
@@ -118,23 +119,26 @@ def test_fitnets_count_two_pieces_in_the_500_units():
 def test_multiply_adds_are_the_taps_that_meet_an_image(variant):
     architecture, found = tiny(variant), []
 
+    def along(n, outputs, support, stride, before):
+        return sum(0 <= o * stride + tap - before < n for o in range(outputs) for tap in range(support))
+
     def count(module, inputs, output):
         if isinstance(module, nn.Linear):
             found.append(module.weight.numel())
-        if isinstance(module, nn.Conv2d):  # ones everywhere: every product inside the image adds one
-            ones = torch.ones_like(inputs[0][:1]), torch.ones_like(module.weight)
-            found.append(int(F.conv2d(*ones, stride=module.stride, padding=module.padding).double().sum()))
+        if isinstance(module, nn.Conv2d):
+            axes = zip(inputs[0].shape[2:], output.shape[2:], module.kernel_size, module.stride, module.padding)
+            found.append(module.in_channels * module.out_channels * prod(along(*axis) for axis in axes))
 
     network = build(architecture).eval()
     for module in network.modules():
         module.register_forward_hook(count)
     network(torch.randn(1, 3, 12, 12))
-    assert cost(architecture) == sum(found)
+    assert architecture.multiply_adds() == sum(found)
 
 
 def test_multiply_adds_of_hcnn_are_those_of_the_network_that_is_kept():
     folded, plus = (Architecture.preset("cifar10", variant) for variant in ("hcnn", "hcnn-plus"))
-    assert cost(folded) == multiply_adds(folded)["w"] and cost(plus) == multiply_adds(plus)["h_g"]
+    assert folded.multiply_adds() == multiply_adds(folded)["w"] and plus.multiply_adds() == multiply_adds(plus)["h_g"]
 
 
 # ---- the networks

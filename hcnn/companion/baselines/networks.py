@@ -2,6 +2,8 @@
 come from.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,16 +13,16 @@ class BaselineNetwork(nn.Module):
     """A compared network. forward(x): x (batch, colours, height, width), standardised -> class scores (batch,
     num_classes).
 
-    architecture: the Baseline. system: its System, which has the share of zeros and the initial filters.
+    architecture: the Baseline; its System has the share of zeros and the initial filters.
     """
 
-    def __init__(self, architecture, system, generator=None):
+    def __init__(self, architecture, generator=None):
         super().__init__()
         self.architecture = architecture
-        self.body = body(architecture, system)
+        self.body = body(architecture)
         for module in self.body.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _initialise(module.weight, system.initialisation, generator)
+                _initialise(module.weight, architecture.system.initialisation, generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -32,10 +34,10 @@ class BaselineNetwork(nn.Module):
         return self.body(x)
 
 
-def body(architecture, system):
+def body(architecture):
     """The layers alone."""
-    return BODIES[architecture.variant](architecture.in_channels, architecture.num_classes,
-                                        *map(nn.Dropout, system.dropout))
+    dropout = map(nn.Dropout, architecture.system.dropout)
+    return BODIES[architecture.variant](architecture.in_channels, architecture.num_classes, *dropout)
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ class PreActivation(nn.Module):
 class WideResNet(nn.Module):
     """WRN-(4 + 6 n)-1: three groups of n blocks, with 16, 32 and 64 channels."""
 
-    def __init__(self, n, colours, classes):
+    def __init__(self, n, colours, classes, *dropout):
         super().__init__()
         self.first = nn.Conv2d(colours, 16, 3, padding=1, bias=False)
         self.groups = nn.ModuleList(
@@ -172,14 +174,7 @@ class WideResNet(nn.Module):
         return self.classify(self.outputs(x)[-1])
 
 
-def wrn_16_1(colours, classes, *dropout):
-    return WideResNet(2, colours, classes)
-
-
-def wrn_40_1(colours, classes, *dropout):
-    return WideResNet(6, colours, classes)
-
-
+wrn_16_1, wrn_40_1 = partial(WideResNet, 2), partial(WideResNet, 6)
 BODIES = {
     "all-cnn": all_cnn, "resnet-20": resnet_20, "nin": network_in_network, "fitnet": fitnet,
     "wrn-16-1": wrn_16_1, "wrn-student": wrn_16_1, "wrn-40-1": wrn_40_1,

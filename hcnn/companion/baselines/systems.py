@@ -20,15 +20,14 @@ standardised ones.
 
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hcnn.architecture import CLASSES, Architecture, register
 from hcnn.companion.baselines.networks import BaselineNetwork, body
-from hcnn.counts import multiply_adds, taps_inside
 from hcnn.network import build
 from hcnn.settings import Rule, Settings, integer, is_integer, one_of, tuple_of
 from hcnn.training.recipe import Recipe, published
@@ -128,11 +127,17 @@ class Baseline(Settings):
         """
         return dict(_count(self))
 
+    def multiply_adds(self):
+        """Multiplications of one image's forward pass in convolutions and linear layers, taps on the boundary left
+        out.
+        """
+        return _multiply_adds(self)
+
 
 @cache
 def _count(baseline):
     with torch.device("meta"):  # shapes without numbers
-        layers = body(baseline, baseline.system)
+        layers = body(baseline)
     sizes = dict(filters=0, normalisation=0, bias=0)
     for module in layers.modules():
         for parameter in module.parameters(recurse=False):
@@ -142,30 +147,22 @@ def _count(baseline):
 
 
 @cache
-def cost(description):
-    """Multiply-adds in the convolutions and linear layers of one full-size image's forward pass, taps on the boundary
-    left out.
-
-    HCNN after folding h, normalisation and g into w; HCNN(+) h first, then g.
-    """
-    if isinstance(description, Architecture):
-        costs = multiply_adds(description)
-        return costs["w"] or costs["h_g"]
+def _multiply_adds(baseline):
     found = []
 
     def count(module, inputs, output):
-        (x,) = inputs
         if isinstance(module, nn.Linear):
             found.append(module.weight.numel())
-        if isinstance(module, nn.Conv2d):
-            axes = zip(x.shape[2:], output.shape[2:], module.kernel_size, module.stride, module.padding)
-            found.append(module.in_channels * module.out_channels * prod(taps_inside(*axis) for axis in axes))
+        if isinstance(module, nn.Conv2d):  # ones everywhere: every product inside the image adds one
+            image, taps = (torch.ones(1, 1, *size, device="cpu") for size in (inputs[0].shape[2:], module.kernel_size))
+            inside = F.conv2d(image, taps, stride=module.stride, padding=module.padding).sum(dtype=torch.double)
+            found.append(module.in_channels * module.out_channels * int(inside))
 
     with torch.device("meta"):
-        layers = body(description, description.system).eval()
+        layers = body(baseline).eval()
         for module in layers.modules():
             module.register_forward_hook(count)
-        layers(torch.empty(1, *description.shape(0)))
+        layers(torch.empty(1, *baseline.shape(0)))
     return sum(found)
 
 
@@ -174,7 +171,7 @@ register(SYSTEMS, Baseline)
 
 @build.register
 def _(description: Baseline, generator=None):
-    return BaselineNetwork(description, description.system, generator)
+    return BaselineNetwork(description, generator)
 
 
 @published.register

@@ -9,7 +9,6 @@ from statistics import mean, stdev
 import pandas as pd
 
 from hcnn.architecture import VARIANTS
-from hcnn.companion.baselines.systems import cost
 from hcnn.companion.experiments import HERE, QUICK, comparisons, experiment, in_words, plain
 from hcnn.companion.results.runs import IMAGES, TITLES, usable
 from hcnn.training.recipe import published
@@ -102,7 +101,8 @@ def paper_table(dataset, runs):
         rows.append({
             "model": model, "parameters, paper": parameters,
             "parameters, here": training.architecture.count()["filters"] if variant else "",
-            "multiply-adds": cost(training.architecture) if variant else "", "accuracy, paper": f"{accuracy:.2f}",
+            "multiply-adds": training.architecture.multiply_adds() if variant else "",
+            "accuracy, paper": f"{accuracy:.2f}",
             **spread((run.accuracy for run in ours), "accuracy, here"),
             "seconds an epoch": f"{mean(run.seconds / run.epochs for run in ours):.1f}" if ours else "",
             "seconds": f"{mean(run.seconds for run in ours):.0f}" if ours else "", "device": devices(ours)})
@@ -139,7 +139,7 @@ def _here(training, runs):
     return {
         "data": TITLES[training.dataset], "system": a.name, "K": getattr(a, "K", ""), "Q": getattr(a, "Q", ""),
         "padding_mode": a.padding_mode, "parameters": counts["filters"], "trained": counts["trained"],
-        "multiply-adds": cost(a), "epochs": training.recipe.epochs,
+        "multiply-adds": a.multiply_adds(), "epochs": training.recipe.epochs,
         "recipe": ", ".join(filter(None, [preset, in_words(others)])), **spread(run.accuracy for run in runs),
         "core-hours": f"{mean(hours):.1f}" if hours and None not in hours else "", "processor": devices(runs)}
 
