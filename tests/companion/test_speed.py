@@ -1,8 +1,7 @@
 """What speed.csv says: cases, arithmetic, parity of the paths, rows that follow from each other."""
 
-import io
-import json
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +87,7 @@ def quickly():
         patch.setattr(timing, "BLOCK", 1e-6)
         patch.setattr(timing, "YARDSTICK", 1e-6)
         patch.setattr(speed_table, "STEADY", 1e9)  # steps so short never hold still
-        patch.setattr(timing, "_children", lambda case: [timing.measure(case)] * case.processes)
+        patch.setattr(timing, "_answers", lambda case: [timing.measure(case)] * case.processes)
         yield
     torch.set_num_threads(threads)
 
@@ -112,12 +111,12 @@ def test_a_path_that_computes_something_else_is_not_timed_and_the_others_are(her
 
 
 def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch, tmp_path):
-    def children(case):
+    def answers(case):
         if case.K == 8:
             raise RuntimeError("the measurement failed")
         return [timing.measure(case)]
 
-    monkeypatch.setattr(timing, "_children", children)
+    monkeypatch.setattr(timing, "_answers", answers)
     said = []
     found = speed_table.measure_all([replace(TINY, K=8), TINY], tmp_path / "speed.csv", log=said.append)
     assert said[0].endswith("FAILED: the measurement failed")
@@ -127,12 +126,17 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
 
 
 @pytest.mark.full
-def test_two_processes_measure_at_the_same_time_and_one_that_fails_is_an_error(capfd):
-    first, second = timing._children(replace(TINY, processes=2, threads=2, rounds=1))
-    assert first["seconds"].keys() == second["seconds"].keys() >= {"literal fp32", "fourier fp32"}
+def test_two_processes_measure_at_the_same_time():
+    first, second = timing._answers(replace(TINY, processes=2, threads=2, rounds=1))
+    assert first["seconds"].keys() == second["seconds"].keys() >= {("literal", "fp32"), ("fourier", "fp32")}
     assert min(rate for rate, _ in first["yardstick"].values()) > 0 and min(first["memory"].values()) >= 0
-    with pytest.raises(RuntimeError, match="failed"):
-        timing._children(replace(TINY, device="nowhere"))
+
+
+def test_a_process_that_fails_says_why_and_keeps_none_waiting(monkeypatch):
+    monkeypatch.setattr(timing, "together", threading.Barrier(2), raising=False)
+    with pytest.raises(RuntimeError, match="the measurement of Case.*nowhere.* failed: .* device"):
+        timing._answer(replace(TINY, device="nowhere"))
+    assert timing.together.broken
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def test_measured_rows_pass_and_a_number_changed_by_hand_is_found(measured):
         changed.loc[1, column] *= 1.1
         changed.to_csv(measured, index=False)
         assert any("row 2, " in finding for finding in speed_table.check(measured)), column
-    for changed, said in ((table.assign(seconds=-1.0), "not positive"), (pd.concat([table, table[:1]]), "two rows"),
+    for changed, said in ((table.assign(seconds=-1.0), "not positive"), (pd.concat([table, table[:1]]), "two rows of"),
                           (table.drop(columns="ratio"), "columns"), (table.assign(path="x"), "path: must be one of")):
         changed.to_csv(measured, index=False)
         assert any(said in finding for finding in speed_table.check(measured))
@@ -202,12 +206,11 @@ def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(mea
 
 def test_readme_rows_are_those_of_the_paper_s_sizes(measured):
     table = speed_table.load(measured)
-    assert speed_table.readme_rows(table) == {speed_table.README: []}
+    assert speed_table.readme_rows(table) == []
     big = table[table.variant == "hcnn"].assign(K=16, Q=32, size=32, peak_mb=100.0, seconds=2.0, literal_seconds=8.0,
                                                 ratio=4.0, ratio_low=3.5, ratio_high=4.4)
-    ((rows),) = speed_table.readme_rows(big).values()
-    assert {row[0]: row[2:] for row in rows}["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)",
-                                                                               "1.00")
+    shown = {row[0]: row[2:] for row in speed_table.readme_rows(big)}
+    assert shown["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)", "1.00")
 
 
 def test_the_stored_table_is_read_and_does_not_contradict_itself():
@@ -220,10 +223,3 @@ def test_command_line_measures_the_cases_of_this_machine(monkeypatch):
         (some, again, max_seconds)))
     assert main(["speed", "--device", "cpu", "--threads", "1", "--again", "--max-seconds", "500"]) == 0
     assert asked == [(speed_table.cases("cpu", 1), True, 500)]
-
-
-def test_main_prints_one_line_of_json_after_ready(monkeypatch, capsys):
-    monkeypatch.setattr(timing, "measure", lambda case, ready: ready() or {"case": case.K})
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    timing.main(json.dumps({"K": 8}))
-    assert capsys.readouterr().out.split("\n")[:2] == ["ready", '{"case": 8}']

@@ -11,8 +11,7 @@ from hcnn.companion.experiments import experiment
 from hcnn.companion.interpretation.tables import TABLES as INTERPRETED
 from hcnn.companion.results import ledger, tables
 from hcnn.companion.results.runs import TITLES, load_runs
-from hcnn.companion.speed.table import load as load_speed
-from hcnn.companion.speed.table import readme_rows as speed_rows
+from hcnn.companion.speed import table as speed
 from hcnn.training.run_folder import write_bytes
 
 TABLES = {
@@ -79,7 +78,6 @@ def readme_results(runs, folder):
     here = here.loc[here.n > 0, SHOWN]
     for name in ("parameters", "multiply-adds"):
         here[name] = here[name].map("{:,}".format)
-    ((header, speed),) = speed_rows(load_speed(folder / "speed.csv")).items()
     return "\n".join([
         "Tables 1 and 2, the paper's recipe: accuracy in percent on the test images.\n",
         markdown(["data", "system", "parameters", "paper", "here", "deviation", "n", "seconds", "device"], paper),
@@ -89,7 +87,7 @@ def readme_results(runs, folder):
         markdown(SHOWN, here.astype(str).values.tolist()) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
         "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
         "float32.\n",
-        markdown(header, speed)])
+        markdown(speed.README, speed.readme_rows(speed.load(folder / "speed.csv")))])
 
 
 def markdown(header, rows):

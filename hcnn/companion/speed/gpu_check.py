@@ -5,6 +5,7 @@ written to report.json of the folder, with the profile of each variant: it says 
 result of the paper.
 """
 
+import csv
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
@@ -21,13 +23,13 @@ import torch
 from hcnn import device as machine
 from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.speed.cases import Case, step_of
-from hcnn.data.datasets import Dataset, load_dataset
+from hcnn.data.datasets import Dataset
 from hcnn.network import build
 from hcnn.operators import fused
 from hcnn.training.graphed import WARM_UP
 from hcnn.training.loop import train
 from hcnn.training.recipe import Recipe
-from hcnn.training.run_folder import read_run
+from hcnn.training.run_folder import METRICS, read_run
 
 MAX_SECONDS = 240
 LOSSES = 0.02  # relative difference of the mean loss of an epoch, graph beside eager, that bfloat16 explains
@@ -57,10 +59,15 @@ class Check:
         self.log("  " + line)
         self.found.update(numbers)
 
+    def train(self, architecture, data, name, epochs, log, max_seconds=None):
+        """A training in minibatches of 50; its folder."""
+        return train(architecture, Recipe(epochs=epochs, batch_size=50, lr=0.05), data, out=self.out / name,
+                     device=str(self.device), max_seconds=max_seconds, log=log)
 
-def images(n, architecture, seed=0):
+
+def images(n, architecture):
     """Random images whose colours tell their class apart, so that a loss falls within a few steps."""
-    generator, C = torch.Generator().manual_seed(seed), architecture.num_classes
+    generator, C = torch.Generator().manual_seed(0), architecture.num_classes
     labels = torch.arange(n + C) % C
     mean = torch.randint(60, 196, (C, 3, 1, 1), generator=generator)[labels]
     noise = 40 * torch.randn(n + C, 3, *architecture.image_size, generator=generator)
@@ -70,69 +77,60 @@ def images(n, architecture, seed=0):
 
 
 def versions(check):
-    """What is imported, and the GPU."""
+    """What is installed, and the GPU."""
     if not check.gpu:
         raise Failure("there is no CUDA device for PyTorch; nothing to switch off: everything runs on the CPU")
-    names = ("torch", "triton", "numpy", "safetensors")
-    found = {name: getattr(_imported(name), "__version__", None) for name in names}
+    found = dict.fromkeys(("torch", "triton", "numpy", "safetensors"), "absent")
+    for name in found:
+        with suppress(ImportError):
+            found[name] = importlib.import_module(name).__version__
     properties = torch.cuda.get_device_properties(check.device)
-    check.note(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v or 'absent'}" for k, v in found.items()))
+    check.note(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in found.items()))
     check.note(f"{properties.name}, {properties.multi_processor_count} multiprocessors, CUDA {torch.version.cuda}, "
                f"{properties.total_memory / 2**30:.0f} GiB", versions=found, gpu=properties.name)
-
-
-def _imported(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def kernels(check):
     """Every kernel of Triton beside PyTorch's operators, at every shape of a layer that the trainings have."""
     dtype, rows = machine.autocast_dtype("fast", check.device), check.found.setdefault("trials", [])
     for variant, architecture in check.architectures.items():
-        network, begin, seen = build(architecture), time.monotonic(), len(rows)
-        for j, operator in enumerate(network.operators):
-            row = dict(variant=variant, grid=getattr(operator, "grid", None), size=architecture.shape(j)[-2:],
-                       filters=getattr(operator, "filters", None), stride=operator.space.stride)
-            if getattr(operator, "Q", None) is None or row in [{k: r[k] for k in row} for r in rows]:
+        begin, errors = time.monotonic(), {}
+        for layer, operator in zip(architecture.layers, build(architecture).operators):
+            shape = layer.grid, layer.size, layer.filters, layer.space.stride
+            if layer.Q is None or shape in errors:
                 continue
-            error = fused.trial_error(operator, check.device, dtype, row["size"])
-            rows.append(row | dict(error=error))
+            errors[shape] = error = fused.trial_error(operator, check.device, dtype, layer.size)
+            rows.append(dict(variant=variant, grid=layer.grid, size=layer.size, filters=layer.filters,
+                             stride=layer.space.stride, error=error))
             if isinstance(error, str) or not error < fused.TRIAL_ERROR:
-                raise Failure(f"{VARIANTS[variant]}, layer {j + 1}: {error}; train with {WITHOUT}=fused")
-        errors = [row["error"] for row in rows[seen:]]
+                raise Failure(f"{VARIANTS[variant]}, layer {layer.j}: {error}; train with {WITHOUT}=fused")
         check.note(f"{VARIANTS[variant]}: {len(errors)} shapes of a layer right, relative error at most "
-                   f"{max(errors, default=0):.1e} of {fused.TRIAL_ERROR}, {time.monotonic() - begin:.0f} s")
+                   f"{max(errors.values(), default=0):.1e} of {fused.TRIAL_ERROR}, {time.monotonic() - begin:.0f} s")
 
 
 def graph(check):
     """Each variant on random images as a CUDA graph and kernel by kernel: the same losses, and the time of a step."""
     for variant, architecture in check.architectures.items():
-        data, epochs = images(50 * check.steps, architecture), {}
+        data, losses = images(50 * check.steps, architecture), []
         for way, without in (("graph", ""), ("eager", "graph")):
             lines, peaks = [], []
 
             def log(line, lines=lines, peaks=peaks):
                 lines.append(line)
-                if check.gpu:
+                if check.gpu and line.startswith("epoch"):
                     peaks.append(torch.cuda.max_memory_allocated() / 1e6)
                     torch.cuda.reset_peak_memory_stats()
 
             with patch.dict("os.environ", {WITHOUT: f"{os.environ.get(WITHOUT, '')},{without}"}):
-                folder = train(architecture, Recipe(epochs=3, batch_size=50, lr=0.05), data, out=check.out / way,
-                               device=str(check.device), log=log)
-            spoilt = [line for line in lines if "no CUDA graph" in line]
-            if spoilt:
+                folder = check.train(architecture, data, way, 3, log)
+            if spoilt := [line for line in lines if "no CUDA graph" in line]:
                 raise Failure(f"{VARIANTS[variant]}: {spoilt[0]}; train with {WITHOUT}=graph")
-            epochs[way] = _epochs(folder)
-            loss, ms = epochs[way][0]["train_loss"], 1000 * epochs[way][1]["seconds"] / check.steps
             # of the second epoch: cuDNN tries its algorithms in the first, the last is tested in float32
-            memory = next((peak for line, peak in zip(lines, peaks) if line.startswith("epoch   2/")), 0)
+            first, second, _ = _epochs(folder)
+            loss, ms, memory = first["train_loss"], 1000 * second["seconds"] / check.steps, (peaks or [0, 0])[1]
             check.note(f"{VARIANTS[variant]} {way}: loss {loss:.4f}, {ms:.2f} ms a step, {memory:.0f} MB",
                        **{f"{variant} {way}": dict(loss=loss, ms=ms, mb=memory, said=lines[1:2])})
-        losses = [epochs[way][0]["train_loss"] for way in ("graph", "eager")]
+            losses.append(loss)
         if not abs(losses[0] - losses[1]) <= LOSSES * losses[1]:
             raise Failure(f"{VARIANTS[variant]}: losses {losses[0]:.4f} and {losses[1]:.4f}, as a graph and kernel by "
                           f"kernel; train with {WITHOUT}=graph")
@@ -140,24 +138,20 @@ def graph(check):
 
 def _epochs(folder):
     """The rows of metrics.csv."""
-    header, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text("utf-8").splitlines())
-    return [dict(zip(header, map(float, row))) for row in rows]
+    with open(folder / METRICS, newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def resume(check):
-    """A training that is stopped after a step is continued to its end, on digits where scikit-learn is installed."""
-    architecture = next(iter(check.architectures.values()))
+    """A training that is stopped after a step is continued to its end."""
+    architecture, said = next(iter(check.architectures.values())), []
     data = images(500, architecture)
-    if _imported("sklearn") is not None and architecture == Architecture.preset("cifar10"):
-        data, architecture = load_dataset("digits"), Architecture.preset("digits")
-    said = []
     for seconds in (1e-9, None):
-        folder = train(architecture, Recipe(epochs=2, batch_size=50, lr=0.05), data, out=check.out / "resume",
-                       device=str(check.device), max_seconds=seconds, log=said.append)
+        folder = check.train(architecture, data, "resume", 2, said.append, max_seconds=seconds)
     continued = [line for line in said if line.startswith("continuing")]
     if not continued or read_run(folder)["epochs_done"] != 2:
         raise Failure(f"the training was not continued to its end: {said[-1]}; train with {WITHOUT}=graph")
-    check.note(f"{data.name}, {len(data.train_labels)} images: {continued[0]}; {said[-1]}")
+    check.note(f"{continued[0]}; {said[-1]}")
 
 
 def profile(check):
@@ -168,17 +162,15 @@ def profile(check):
         step = step_of(case, "graph", "bf16" if check.gpu else "fp32")
         for _ in range(WARM_UP):
             step()
-        kinds = [torch.profiler.ProfilerActivity.CUDA if check.gpu else torch.profiler.ProfilerActivity.CPU]
-        steps = 10 if check.gpu else 1  # PyTorch needs seconds for what a CPU does in one
-        with torch.profiler.profile(activities=kinds) as seen:
+        kind, steps = check.device.type, min(10, check.steps)
+        with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind.upper())]) as seen:
             for _ in range(steps):
                 step()
             if check.gpu:
                 torch.cuda.synchronize()
-        kind = "cuda" if check.gpu else "cpu"
+        table = seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=30, max_name_column_width=90)
         path = check.out / f"profile-{variant}.txt"
-        path.write_text(seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=30,
-                                                  max_name_column_width=90), encoding="utf-8")
+        path.write_text(table, encoding="utf-8")
         check.note(f"{VARIANTS[variant]}: the 30 longest kernels of {steps} steps, kernel by kernel, in {path}")
 
 

@@ -1,9 +1,10 @@
 """results/tables/speed.csv: which cases are measured, how rows are added and checked, what the README shows of them."""
 
 import time
-from math import isclose, isnan
+from math import isnan
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,6 +28,7 @@ DERIVED = {  # how columns follow from others
 }
 # Where memory cannot be read, where the literal path is wrong, in rows from before intervals were kept:
 MAY_LACK = ("peak_mb", "literal_seconds", "ratio", "ratio_low", "ratio_high", "matrix_spread")
+MAY_BE_ZERO = ("spread", "peak_mb", "matrix_spread")
 STEADY = 0.15  # the largest quartile range of seconds or yardstick, as a share of the median, that is stored
 PATHS = {
     "literal": "written with PyTorch's convolutions", "folded": "folded", "fourier": "Fourier transform",
@@ -101,9 +103,16 @@ def with_derived(rows):
 
 def steady(rows):
     """Those rows of a case whose seconds, yardstick and literal path hold still."""
-    still = (rows.spread <= STEADY * rows.seconds) & ~(rows.matrix_spread > STEADY)
-    literal = (rows.path == "literal") & (rows.precision == "fp32")
-    return rows[still] if still[literal].all() else rows.head(0)
+    still = _still(rows)
+    return rows[still] if still[_literal(rows)].all() else rows.head(0)
+
+
+def _still(rows):
+    return (rows.spread <= STEADY * rows.seconds) & ~(rows.matrix_spread > STEADY)
+
+
+def _literal(rows):
+    return (rows.path == "literal") & (rows.precision == "fp32")
 
 
 def load(path=FILE):
@@ -135,31 +144,22 @@ def check(path=FILE):
     path, columns = Path(path), KEY + MEASURED + list(DERIVED)
     if not path.exists():
         return []
-    name, stored = f"tables/{path.name}", load(path)
+    stored = load(path)
     if list(stored) != columns:
-        return [f"{name}: columns {', '.join(stored)}; they must be {', '.join(columns)}"]
-    twice = stored[stored.duplicated(KEY)][KEY].values.tolist()
-    findings = [f"two rows of {', '.join(map(str, key))}" for key in twice]
-    for i, row in enumerate(stored.itertuples(), 1):
-        findings += [f"row {i}, {finding}" for finding in _contradictions(row)]
-    return [f"{name}: {finding}" for finding in findings]
-
-
-def _contradictions(row):
-    lacking = {column for column in MAY_LACK if isnan(getattr(row, column))}
-    for column in MEASURED:
-        least = 0 if column in ("spread", "peak_mb", "matrix_spread") else 1e-12
-        if column not in lacking and not getattr(row, column) >= least:
-            yield f"{column}: {getattr(row, column)} is not positive"
-    for column, rule in DERIVED.items():
-        if column not in lacking and not isclose(getattr(row, column), rule(row), rel_tol=1e-3):
-            yield f"{column}: {getattr(row, column)}, the other columns give {rule(row):.4g}"
-    if (row.path, row.precision) == ("literal", "fp32") and row.seconds != row.literal_seconds:
-        yield f"literal_seconds: {row.literal_seconds} beside {row.seconds}"
-    if row.spread > STEADY * row.seconds or row.matrix_spread > STEADY:
-        yield f"spread: more than {STEADY:.0%} of the median"
-    if row.path not in PATHS:
-        yield f"path: must be one of {', '.join(PATHS)}, got {row.path!r}"
+        return [f"tables/{path.name}: columns {', '.join(stored)}; they must be {', '.join(columns)}"]
+    wrong = {
+        "there are two rows of this case": stored.duplicated(KEY), f"spread: more than {STEADY:.0%}": ~_still(stored),
+        f"path: must be one of {', '.join(PATHS)}": ~stored.path.isin(PATHS),
+        "literal_seconds: other than seconds": _literal(stored) & (stored.seconds != stored.literal_seconds),
+    }
+    for name in MEASURED:
+        positive = stored[name] >= 0 if name in MAY_BE_ZERO else stored[name] > 0
+        wrong[f"{name}: is not positive"] = ~positive & ~(stored[name].isna() & (name in MAY_LACK))
+    for name, rule in DERIVED.items():
+        follows = np.isclose(stored[name], rule(stored), rtol=1e-3, atol=0, equal_nan=name in MAY_LACK)
+        wrong[f"{name}: the other columns give another number"] = ~follows
+    return [f"tables/{path.name}: row {i + 1}, {finding}"
+            for finding, rows in wrong.items() for i in np.flatnonzero(rows)]
 
 
 def full_size(stored):
@@ -173,15 +173,14 @@ def _interval(row):
 
 
 def readme_rows(stored):
-    """{columns: rows} of the README's table of speed: the paper's layer and network by the path that they choose."""
+    """The rows of the README's table of speed: the paper's layer and network by the path that they choose."""
     shown, full = [], full_size(stored)
-    literal = full[(full.path == "literal") & (full.precision == "fp32")]
     same = ["device", "processor", "threads", "torch", "what", "variant", "batch"]
-    both = full.merge(literal[[*same, "peak_mb"]], on=same, suffixes=("", "_literal"))
+    both = full.merge(full.loc[_literal(full), [*same, "peak_mb"]], on=same, suffixes=("", "_literal"))
     for row in both.itertuples():
         if row.path == chosen(row.device, row.variant, row.precision):
             where = f"{row.processor}, {counted(row.threads)}" if row.device == "cpu" else row.processor
             shown.append((f"{row.what}, {VARIANTS[row.variant]}, batch {row.batch}, {row.precision}", where,
                           f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", _interval(row),
                           f"{row.peak_mb / row.peak_mb_literal:.2f}"))
-    return {README: shown}
+    return shown

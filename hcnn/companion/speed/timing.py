@@ -1,4 +1,4 @@
-"""Seconds and memory of the paths of a `Case`, in processes of their own: `python -m hcnn.companion.speed.timing CASE`.
+"""Seconds and memory of the paths of a `Case`, in processes of their own.
 
 All paths take turns after a warm-up, so that what slows the machine slows all of them. A path whose results differ from
 the literal equations in float64 by more than rounding explains is not timed.
@@ -6,13 +6,11 @@ the literal equations in float64 by more than rounding explains is not timed.
 
 import ctypes
 import gc
-import json
 import logging
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
-from contextlib import nullcontext, suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from hcnn.companion.speed.cases import Case, available, multiplications, parity, step_of
+from hcnn.companion.speed.cases import available, multiplications, parity, step_of
 from hcnn.device import device_name, memory_kept, tf32
 from hcnn.training.graphed import WARM_UP, GraphedStep
 
@@ -32,35 +30,29 @@ BLOCK, YARDSTICK = 0.02, 1.0  # least seconds of a block of steps that are timed
 
 
 def run(case, log=print):
-    """Measure a case: a row of speed.csv for each path. A line for each path that is not timed."""
-    answers = _children(case)
+    """Measure a case: a row of speed.csv for each path. A line for each path that is not timed.
+
+    Of several processes the slowest counts; memory and rates add up. spread: the quartile range of the seconds;
+    ratio_low, ratio_high: 95% of the ratio of medians; matrix_spread: the quartile range of the yardstick as a share of
+    its median. Where the literal path failed its check, what is held against it is not a number.
+    """
+    answers = _answers(case)
     for line in answers[0]["lines"]:
         log(line)
-    return rows(case, answers)
-
-
-def rows(case, answers):
-    """The rows of a case from what each of its processes has measured: the slowest counts; memory and rates add up.
-
-    spread: the quartile range of the seconds; ratio_low, ratio_high: 95% of the ratio of medians; matrix_spread: the
-    quartile range of the yardstick as a share of its median.
-    Where the literal path failed its check, what is held against it is not a number.
-    """
     useful, dense = (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
     slowest = {key: max((a["seconds"][key] for a in answers), key=median) for key in answers[0]["seconds"]}
-    made = []
-    for key, seconds in slowest.items():
-        path, precision = key.split()
+    literal, made = slowest.get(("literal", "fp32")), []
+    for (path, precision), seconds in slowest.items():
         low, _, high = quantiles(seconds, n=4, method="inclusive")
-        memory = [a["memory"][key] for a in answers]
+        memory = [a["memory"][path, precision] for a in answers]
         yardsticks = [a["yardstick"][precision] for a in answers]
-        ratio_low, ratio_high = _ratio_interval(slowest.get("literal fp32"), seconds)
+        ratio_low, ratio_high = _ratio_interval(literal, seconds)
         made.append(dict(
-            asdict(case), processor=answers[0]["processor"], torch=answers[0]["torch"], path=path, precision=precision,
-            seconds=median(seconds), spread=high - low, peak_mb=None if None in memory else sum(memory),
-            literal_seconds=median(slowest.get("literal fp32", [float("nan")])), useful_gflop=useful, dense_gflop=dense,
-            ratio_low=ratio_low, ratio_high=ratio_high, matrix_gflops=sum(rate for rate, _ in yardsticks),
-            matrix_spread=max(share for _, share in yardsticks)))
+            asdict(case), processor=device_name(torch.device(case.device)), torch=torch.__version__, path=path,
+            precision=precision, seconds=median(seconds), spread=high - low,
+            peak_mb=None if None in memory else sum(memory), literal_seconds=median(literal or [float("nan")]),
+            useful_gflop=useful, dense_gflop=dense, ratio_low=ratio_low, ratio_high=ratio_high,
+            matrix_gflops=sum(rate for rate, _ in yardsticks), matrix_spread=max(share for _, share in yardsticks)))
     return made
 
 
@@ -73,31 +65,31 @@ def _ratio_interval(literal, seconds):
     return drawn.confidence_interval
 
 
-def _children(case):
-    """What each process of the case prints; they wait for each other after the warm-up."""
-    threads = str(case.threads // case.processes)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "hcnn.companion.speed.timing", json.dumps(asdict(case))]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-    children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(case.processes)]
+def _answers(case):
+    """What each process of the case has measured; they wait for each other after the warm-up."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(case.processes, spawn, _begin, (case, spawn.Barrier(case.processes))) as pool:
+        return list(pool.map(_answer, [case] * case.processes))
+
+
+def _begin(case, barrier):
+    """In a new process: threads and cuDNN as in a training, and where the processes wait for each other."""
+    global together
+    together = barrier
+    torch.set_num_threads(case.threads // case.processes)
+    torch.backends.cudnn.benchmark = True
+
+
+def _answer(case):
     try:
-        for child in children:
-            child.stdout.readline()
-        for child in children:
-            with suppress(BrokenPipeError):  # a process that has failed; its exit status says so below
-                child.stdin.write("go\n")
-                child.stdin.flush()
-        answers = [child.communicate()[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    if any(child.returncode for child in children):
-        raise RuntimeError(f"the measurement of {case} failed; what it wrote stands above")
-    return [json.loads(answer) for answer in answers]
+        return measure(case, together.wait)
+    except Exception as error:
+        together.abort()  # the others need not wait
+        raise RuntimeError(f"the measurement of {case} failed: {error}") from error
 
 
 def measure(case, ready=lambda: None):
-    """In a process of its own: seconds and memory by "path precision", and lines about the paths that are wrong."""
+    """Seconds and memory by (path, precision), the yardstick by precision, lines about the paths that are wrong."""
     steps, lines = _right_steps(case)
     threads = case.threads // case.processes
     timers = {key: _timer("step()", threads, step=step) for key, step in steps.items()}
@@ -114,9 +106,7 @@ def measure(case, ready=lambda: None):
                     seconds[key] += timer.timeit(block[key]).times
     memory = {key: _peak(step, key, case.device) for key, step in steps.items()}
     yardstick = {precision: _matrix_rate(case.device, precision, threads) for precision in {key[1] for key in steps}}
-    seconds, memory = ({" ".join(key): value for key, value in found.items()} for found in (seconds, memory))
-    return dict(lines=lines, processor=device_name(torch.device(case.device)), torch=torch.__version__,
-                seconds=seconds, memory=memory, yardstick=yardstick)
+    return dict(lines=lines, seconds=seconds, memory=memory, yardstick=yardstick)
 
 
 def _timer(statement, threads, **names):
@@ -194,19 +184,3 @@ def _matrix_rate(device, precision, threads):
     with tf32(precision == "TF32"):
         product = _timer("torch.mm(a, b)", threads, torch=torch, a=a, b=b).blocked_autorange(min_run_time=YARDSTICK)
     return 2 * n**3 / product.median / 1e9, product.iqr / product.median
-
-
-def main(case):
-    case = Case(**json.loads(case))
-    torch.set_num_threads(case.threads // case.processes)
-    torch.backends.cudnn.benchmark = True  # as in a training
-
-    def ready():
-        print("ready", flush=True)
-        sys.stdin.readline()
-
-    print(json.dumps(measure(case, ready)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
