@@ -5,14 +5,15 @@ stored networks against the images, tables and README against what the same func
 against their sources.
 """
 
-import csv
 import json
 from functools import cache
 from itertools import zip_longest
-from math import fsum, isclose, isfinite
+from math import isclose
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
 from hcnn import paths
@@ -95,24 +96,23 @@ def _expected(run):
 
 def _check_metrics(run):
     """metrics.csv: an epoch a row, the recipe's rates, shares of whole images, sums and ends that run.json names."""
-    with open(run.folder / METRICS, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = pd.read_csv(run.folder / METRICS)
     if not run.complete:  # the row of an epoch is written before run.json counts it
-        rows = rows[:run.epochs_done]
-    if [row["epoch"] for row in rows] != list(range(1, run.epochs_done + 1)):
+        rows = rows.head(run.epochs_done)
+    if list(rows.epoch) != list(range(1, run.epochs_done + 1)):
         return [f"{METRICS} must have the epochs 1 to {run.epochs_done}, one a row"]
-    findings = []
-    for row in rows:
-        right, rate = row["test_accuracy"] * run.test_images, lr_at(run.recipe, (row["epoch"] - 0.5) / run.epochs)
-        for what, holds in (
-                ("a number that is not finite", all(map(isfinite, row.values()))),
-                ("another lr than the recipe", isclose(row["lr"], rate)),
-                ("an accuracy outside 0 to 1", 0 <= row["train_accuracy"] <= 1 and 0 <= row["test_accuracy"] <= 1),
-                (f"a test accuracy that is no share of {run.test_images:,} images", abs(right - round(right)) < 1e-4)):
-            findings += [] if holds else [f"{METRICS} has {what} in epoch {row['epoch']:.0f}"]
-    if rows:
-        ends = {name: (rows[-1][name], 1e-12) for name in ("test_accuracy", "test_loss")}
-        ends["seconds"] = fsum(row["seconds"] for row in rows), 1e-3
+    right, rates = rows.test_accuracy * run.test_images, [lr_at(run.recipe, (i + 0.5) / run.epochs) for i in rows.index]
+    wrong = {
+        "a number that is not finite": ~np.isfinite(rows).all(axis=1),
+        "another lr than the recipe": ~np.isclose(rows.lr, rates, rtol=1e-9, atol=0),
+        "an accuracy outside 0 to 1": ~(rows.train_accuracy.between(0, 1) & rows.test_accuracy.between(0, 1)),
+        f"a test accuracy that is no share of {run.test_images:,} images": ~np.isclose(right, right.round(), 0, 1e-4),
+    }
+    findings = [f"{METRICS} has {what} in epoch {epoch}"
+                for what, where in wrong.items() for epoch in rows.epoch[where]]
+    if len(rows):
+        ends = {name: (rows[name].iloc[-1], 1e-12) for name in ("test_accuracy", "test_loss")}
+        ends["seconds"] = rows.seconds.sum(), 1e-3
         findings += [f"{RUN} has {key} {run.info[key]}, {METRICS} gives {value:.6g}"
                      for key, (value, off) in ends.items() if not isclose(run.info[key], value, abs_tol=off)]
     return findings
