@@ -173,8 +173,11 @@ def _interval(row):
 
 
 def readme_rows(stored):
-    """The rows of the README's table of speed: the paper's layer and network by the path that they choose."""
+    """The rows of the README's table of speed: the paper's layer and network by the path that they choose, on as few
+    threads as were measured.
+    """
     shown, full = [], full_size(stored)
+    full = full[full.threads == full.groupby("device").threads.transform("min")]
     same = ["device", "processor", "threads", "torch", "what", "variant", "batch"]
     both = full.merge(full.loc[_literal(full), [*same, "peak_mb"]], on=same, suffixes=("", "_literal"))
     for row in both.itertuples():
