@@ -242,17 +242,6 @@ def test_a_run_with_dropout_that_stops_after_every_step_ends_bit_for_bit_the_sam
     assert (folder / run_folder.WEIGHTS).read_bytes() == (whole / run_folder.WEIGHTS).read_bytes()
 
 
-def test_stored_networks_are_float32_and_load_as_they_were(data, tmp_path):
-    folder = train(tiny("resnet-20"), short(), data, out=tmp_path, device="cpu", log=quiet)
-    run = run_folder.read_run(folder)
-    assert folder.name.startswith("digits-resnet-20-zeros-s0-") and run["counts"]["trained"] == 269_722
-    stored = run_folder.read_weights(folder, run)
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float32, torch.int64}
-    loaded = hcnn.load("digits-resnet-20", tmp_path)
-    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.network.state_dict().items())
-    assert set(loaded.predict(data.test_images)) <= set(data.classes)
-
-
 # ---- the teacher
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hcnn import Architecture, MultiscaleHCNN
+from hcnn import Architecture
 from hcnn.architecture import CLASSES, VARIANTS
 from hcnn.companion.baselines.systems import SYSTEMS, Baseline
 from hcnn.companion.results.tables import PAPER
@@ -25,7 +25,6 @@ CLAIMS, ERRATA = ("notebooks/claims.csv", "notebooks/errata.csv")
 KINDS = {"mathematics", "count", "accuracy", "interpretation", "related work", "training"}
 # explained: it does not hold as written, and why is known. not run: a training or an experiment has to tell.
 VERDICTS = {"reproduced", "explained", "not reproduced", "not run", "cited"}
-PLANNED = {"06_interpretation", "07_speed"}  # notebooks that may be referred to before they exist, by open rows only
 
 
 def read(name):
@@ -80,16 +79,11 @@ def test_every_reference_leads_somewhere(reference):
     if "::" in reference:
         file, name = reference.split("::")
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in tree.body
-                        if isinstance(node, ast.FunctionDef)} and name.startswith("test_")
-        return
-    notebook, _, heading = reference.partition(": ")
-    if notebook in PLANNED and not (ROOT / "notebooks" / f"{notebook}.ipynb").exists():
-        assert not heading
-        open_rows = [row for row in CLAIM_ROWS.values() if reference in row["checked_in"].split("; ")]
-        assert all(row["verdict"] == "not run" for row in open_rows), "only a notebook that exists can decide"
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert name.startswith("test_")
     else:
-        assert not heading or any(title.startswith(heading) for title in headings(notebook)), headings(notebook)
+        notebook, _, heading = reference.partition(": ")
+        assert any(title.startswith(heading) for title in headings(notebook)), headings(notebook)
 
 
 def layer_counts(dataset, variant):
@@ -185,9 +179,3 @@ def test_effective_count_is_the_rank_of_the_filters_jacobian(Q, classes, support
 def test_no_number_of_the_papers_networks_is_dead_or_redundant(dataset, variant):
     count = Architecture.preset(dataset, variant).count()
     assert count["effective"] == count["filters"]
-
-
-def test_general_class_has_K_3_to_the_j_plus_1_numbers_at_depth_j():
-    net = MultiscaleHCNN(K=4, J=6)
-    assert [operator.w.numel() for operator in net.operators] == [108, *(4 * 3 ** (j + 1) for j in (2, 3, 4)),
-                                                                  10 * 3**6]

@@ -14,7 +14,6 @@ import pytest
 from hcnn.companion import parallel
 from hcnn.companion.experiments import command_line
 from hcnn.companion.results.runs import load_runs
-from hcnn.training import run_folder
 
 
 def python(code, *arguments):
@@ -84,49 +83,52 @@ def test_number_of_workers_is_checked(workers):
         parallel.run_all({"a": python("")}, workers=workers)
 
 
-# Trainings
-
-
-def jobs(folder, epochs, *some):
-    """{Q=...: the command that trains it}."""
-    training = dict(dataset="digits", variant="hcnn", K=4, J=4, subsampled=[2, 3], epochs=epochs, train_size=150)
-    return {f"Q={Q}": command_line(training | dict(Q=Q, device="cpu", out=str(folder))) for Q in some}
-
-
-SCRIPT = "import sys; from hcnn.companion.parallel import *\nsys.exit(report(run_all({commands!r}, workers=1)))"
-
-
-def test_trainings_side_by_side_are_all_there_and_a_refused_one_says_why(tmp_path):
-    outcomes, _ = run(jobs(tmp_path, 1, 2, 0, 3), workers=2)
+def test_trainings_side_by_side_are_there_and_a_refused_one_says_why(tmp_path):
+    training = dict(dataset="digits", variant="hcnn", K=4, J=4, subsampled=[2, 3], epochs=1, train_size=150)
+    outcomes, _ = run({f"Q={Q}": command_line(training | dict(Q=Q, device="cpu", out=str(tmp_path))) for Q in (2, 0)},
+                      workers=2)
     assert outcomes.pop("Q=0").startswith("exit status 2: error: Q must be an integer of at least 1")
-    assert set(outcomes.values()) == {None}
-    assert {run.Q for run in load_runs(tmp_path, log=pytest.fail) if run.complete} == {2, 3}
+    assert outcomes == {"Q=2": None}
+    assert [run.complete for run in load_runs(tmp_path, log=pytest.fail)] == [True]
 
 
-def test_a_signal_leaves_a_checkpoint_and_starts_nothing_more(tmp_path):
-    commands, end = jobs(tmp_path, 1000, 2, 3), time.monotonic() + 120
-    process = subprocess.Popen(python(SCRIPT.format(commands=commands)), stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    while not list(tmp_path.glob(f"*/{run_folder.CHECKPOINT}")):
-        assert time.monotonic() < end, "there was no checkpoint"
-        time.sleep(0.02)
+# Signals
+
+
+QUEUE = "import sys; from hcnn.companion.parallel import *\nsys.exit(report(run_all({commands!r}, workers=1)))"
+TRAINING = """import signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *arguments: (asked.append(0), print('asked to stop', flush=True)))
+print('ready', flush=True)
+while len(asked) < {patience}: time.sleep(0.01)
+time.sleep(0.5)  # the checkpoint
+sys.exit(75 if len(asked) == 1 else 0)"""
+
+
+@pytest.fixture
+def queue():
+    """A function: starts two stand-ins for a training, one after the other; how many signals end one -> the process."""
+    def start(patience):
+        commands = dict.fromkeys("ab", python(TRAINING.format(patience=patience)))
+        process = subprocess.Popen(python(QUEUE.format(commands=commands)), stdout=subprocess.PIPE, text=True,
+                                   start_new_session=True, bufsize=1, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        assert process.stdout.readline() == "[a] ready\n"
+        return process
+
+    return start
+
+
+def test_a_signal_is_handed_on_once_and_nothing_more_is_started(queue):
+    process = queue(patience=1)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # as `timeout` does
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "NOT COMPLETE  Q=3: not started" in said
-    assert "NOT COMPLETE  Q=2: stopped before it was done" in said
-    (stopped,) = load_runs(tmp_path, log=pytest.fail)
-    assert not stopped.complete and (stopped.folder / run_folder.CHECKPOINT).exists()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "NOT COMPLETE  b: not started" in said
+    assert "NOT COMPLETE  a: stopped before it was done" in said
 
 
-def test_ctrl_c_is_handed_on_once_and_once_more_kills():
-    code = """import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *arguments: print('asked to stop', flush=True))
-print('ready', flush=True)
-time.sleep(60), time.sleep(60)"""
-    process = subprocess.Popen(python(SCRIPT.format(commands={"a": python(code)})), stdout=subprocess.PIPE, text=True,
-                               start_new_session=True, bufsize=1, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    assert process.stdout.readline() == "[a] ready\n"
+def test_ctrl_c_is_handed_on_once_and_once_more_kills(queue):
+    process = queue(patience=2)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "[a] asked to stop\n"
     time.sleep(1.2)

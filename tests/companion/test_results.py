@@ -72,16 +72,6 @@ def row(table, **where):
 # Tables 1 and 2
 
 
-def test_paper_rows_are_those_of_tables_1_and_2():
-    assert [(model, parameters, accuracy) for model, _, parameters, accuracy in tables.PAPER["cifar10"]] == [
-        ("Hierarchical CNN", "0.098M", 91.23), ("Hierarchical CNN (+)", "0.34M", 92.30), ("All-CNN", "1.3M", 92.75),
-        ("ResNet 20", "0.27M", 91.25), ("Network in Network", "0.98M", 91.20), ("WRN-student", "0.17M", 91.23),
-        ("FitNet", "2.5M", 91.61)]
-    assert [(model, parameters, accuracy) for model, _, parameters, accuracy in tables.PAPER["cifar100"]] == [
-        ("Hierarchical CNN", "0.25M", 62.01), ("Hierarchical CNN (+)", "0.89M", 63.19), ("All-CNN", "1.3M", 66.29),
-        ("Network in Network", "0.98M", 64.32), ("FitNet", "2.5M", 64.96)]
-
-
 def test_without_runs_every_row_says_not_trained_yet_and_no_number_of_another_training(claims):
     table = tables.paper_table("cifar10", [])
     assert set(table["accuracy, here"]) == {"not trained yet"} and set(table.n) == {0}

@@ -16,7 +16,6 @@ from hcnn.companion.speed import cases as speed
 from hcnn.companion.speed import table as speed_table
 from hcnn.companion.speed import timing
 from hcnn.companion.speed.cases import Case
-from hcnn.network import HCNN
 
 TINY = Case(K=4, Q=2, batch=2, size=4, rounds=2)
 GOALS = {"hcnn": 6, "hcnn-plus": 1.5}  # times the speed of the literal implementation, float32
@@ -66,15 +65,6 @@ def test_all_cases_fit_the_machine_and_none_is_measured_twice():
         some = speed_table.cases(device, threads)
         assert len(some) == len(set(some)) and {case.device for case in some} == {device}
         assert {case.K for case in some} >= {4, 8, 16, 24, 32} and {case.Q for case in some} >= {9, 16, 32, 64}
-
-
-def test_the_network_runs_under_autocast_only(monkeypatch):
-    """Also to learn the shape of its scores, which follows from the architecture."""
-    seen, forward = [], HCNN.forward
-    monkeypatch.setattr(HCNN, "forward", lambda net, x: (
-        seen.append(torch.is_autocast_enabled("cpu")) or forward(net, x)))
-    speed.step_of(replace(TINY, what="network", size=8), "folded", "bf16")()
-    assert seen == [True]
 
 
 @contextmanager
