@@ -36,11 +36,16 @@ class Experiment:
         architecture, recipe = describe(parameters["architecture"]), Recipe(**parameters["recipe"])
         return cls(**parameters | dict(architecture=architecture, recipe=recipe))
 
+    @property
+    def parameters(self):
+        """The `parameters` in a run.json."""
+        plain = dict(architecture=self.architecture.as_dict(), recipe=self.recipe.as_dict())
+        return {part.name: getattr(self, part.name) for part in fields(self)} | plain
+
     @cached_property
     def key(self):
         """The name that its run has with seed 0: what repetitions with other seeds have in common."""
-        plain = dict(architecture=self.architecture.as_dict(), recipe=self.recipe.as_dict(), seed=0)
-        return run_name({part.name: getattr(self, part.name) for part in fields(self)} | plain)
+        return run_name(self.parameters | dict(seed=0))
 
     @cached_property
     def nearest(self):

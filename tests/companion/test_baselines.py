@@ -194,7 +194,7 @@ def test_maxout_is_the_larger_of_two_convolutions():
     (dict(image_size=(8, 8)), "image_size must be two integers of at least 9"),
     (dict(padding_mode="periodic"), "padding_mode must be one of zeros"),
     (dict(teacher="a"), "teacher must be none for all-cnn"),
-                                           (dict(variant="wrn-student", teacher=3), "teacher must be"),
+    (dict(variant="wrn-student", teacher=3), "teacher must be"),
 ])
 def test_a_wrong_field_is_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
@@ -288,8 +288,8 @@ def test_student_without_a_finished_teacher_on_the_same_images_is_refused_before
     other = train(tiny("wrn-16-1"), short(epochs=1), data, out=root, log=quiet).name
     for name, options, said in (
             (None, {}, "got 'digits-wrn-40-1-zeros-s0-"), ("none-such", {}, "got 'none-such'"),
-                                (unfinished, {}, "0 of 2 epochs"),
-            (other, {}, "wrn-16-1 on digits"), (teacher, dict(split="validation"), "with split='test'")):
+            (unfinished, {}, "0 of 2 epochs"), (other, {}, "wrn-16-1 on digits"),
+            (teacher, dict(split="validation"), "with split='test'")):
         with pytest.raises(ValueError, match="teacher must be .*" + said):
             train(tiny("wrn-student", teacher=name), short(), data, out=root, log=quiet, **options)
     assert len(list(root.iterdir())) == len(before) + 2

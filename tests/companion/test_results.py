@@ -35,10 +35,7 @@ def claims(tmp_path_factory):
 def fabricate(root, accuracy=0.9, substitutes=None, epochs_done=None, first=None, info=(), **given):
     """A run folder as `train` leaves it, without weights; first: the accuracy of the first epoch."""
     training = experiment(**given)
-    parameters = dict(
-        dataset=training.dataset, substitutes=substitutes, architecture=training.architecture.as_dict(),
-        recipe=training.recipe.as_dict(), seed=training.seed, split=training.split, train_size=training.train_size,
-        precision=training.precision)
+    parameters = training.parameters | dict(substitutes=substitutes)
     done = training.recipe.epochs if epochs_done is None else epochs_done
     train, test = IMAGES[training.dataset]
     if training.split == "validation":
@@ -53,9 +50,9 @@ def fabricate(root, accuracy=0.9, substitutes=None, epochs_done=None, first=None
     run_folder.write_metrics(folder, rows)
     run_folder.write_run(folder, dict(
         name=folder.name, parameters=parameters, epochs=training.recipe.epochs, epochs_done=done,
-        test_accuracy=accuracy if done else None, test_loss=1.0 if done else None, train_images=training.train_size
-                                      or train,
-        test_images=test, counts=training.architecture.count(), seconds=2.0 * done, device="a processor", threads=2,
+        test_accuracy=accuracy if done else None, test_loss=1.0 if done else None,
+        train_images=training.train_size or train, test_images=test, counts=training.architecture.count(),
+        seconds=2.0 * done, device="a processor", threads=2,
         images_per_second=100.0 if done else None, classes=[], mean=[0.5] * 3, std=[0.3] * 3, data_checksum="0" * 64,
         weights_sha256="0" * 64 if done else None) | dict(info))
     return folder
@@ -220,14 +217,11 @@ def test_gain_of_Q_takes_runs_that_differ_in_Q_alone_seed_by_seed(tmp_path):
 # Folders that cannot be read
 
 
-def change(entry, value):
+def change(what):
     """A change of run.json with a right checksum."""
     def damage(folder):
         info = run_folder.read_run(folder)
-        part = info
-        for name in entry[:-1]:
-            part = part[name]
-        part[entry[-1]] = value
+        what(info)
         run_folder.write_run(folder, info)
 
     return damage
@@ -241,8 +235,8 @@ def cut(name, length):
     cut("run.json", 200), lambda folder: (folder / "run.json").unlink(), cut("metrics.csv", 0), cut("metrics.csv", 300),
     lambda folder: (folder / "metrics.csv").unlink(),
     lambda folder: run_folder.write_metrics(folder, [dict.fromkeys(run_folder.COLUMNS, 0.5)] * 240),
-    change(["parameters", "architecture", "variant"], "x"), change(["parameters", "dataset"], "svhn"),
-                                    change(["test_images"], "1"),
+    change(lambda run: run["parameters"]["architecture"].update(variant="x")),
+    change(lambda run: run["parameters"].update(dataset="svhn")), change(lambda run: run.update(test_images="1")),
 ])
 def test_damaged_folder_gives_a_warning_and_a_line_and_breaks_no_table(tmp_path, claims, capsys, damage):
     fabricate(tmp_path, 0.91, seed=0)

@@ -119,7 +119,8 @@ def visit(built, browser):
         browser.open((built / f"{page}.html").as_uri())
         return browser
 
-    return opened
+    yield opened
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_no_page_loads_anything_from_elsewhere(built):
@@ -129,8 +130,12 @@ def test_no_page_loads_anything_from_elsewhere(built):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_browser_shows_every_page_with_its_mathematics_and_no_error(visit, page):
-    shown = visit(page)
+def test_a_browser_shows_every_page_with_its_mathematics_no_wider_than_a_phone_and_no_error(visit, browser, page):
+    for width in (390, 1280):
+        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1,
+                     mobile=width < 500)
+        shown = visit(page)
+        assert shown.value("document.documentElement.scrollWidth") <= width
     assert shown.errors == []
     assert [address for address in shown.asked if not address.startswith(("file:", "data:"))] == []
     assert shown.value("document.querySelector('h1').textContent").strip()
@@ -143,16 +148,6 @@ def test_a_browser_shows_every_page_with_its_mathematics_and_no_error(visit, pag
     text = "(a => (a.querySelectorAll('pre, code').forEach(e => e.remove()), a.textContent))"
     text = shown.value(f"{text}(document.querySelector('article').cloneNode(true))")
     assert re.findall(r"\$[^$\n]+\$", text) == []
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("page", PAGES)
-def test_no_page_is_wider_than_a_phone_or_a_laptop(visit, browser, page, width):
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
-    try:
-        assert visit(page).value("document.documentElement.scrollWidth") <= width
-    finally:
-        browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_the_ledger_filters_and_sorts_by_keyboard(visit):

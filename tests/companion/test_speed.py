@@ -196,10 +196,10 @@ def test_no_case_begins_after_the_time_limit_and_none_that_is_stored_is_lost(mea
 
 def test_readme_rows_are_those_of_the_paper_s_sizes(measured):
     table = speed_table.load(measured)
-    assert speed_table.readme_rows(table) == []
+    assert speed_table.readme_rows(table).empty
     big = table[table.variant == "hcnn"].assign(K=16, Q=32, size=32, peak_mb=100.0, seconds=2.0, literal_seconds=8.0,
                                                 ratio=4.0, ratio_low=3.5, ratio_high=4.4)
-    shown = {row[0]: row[2:] for row in speed_table.readme_rows(big)}
+    shown = {row[0]: tuple(row[2:]) for row in speed_table.readme_rows(big).values}
     assert shown["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)", "1.00")
 
 

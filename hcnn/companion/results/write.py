@@ -5,6 +5,8 @@
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from hcnn import paths
 from hcnn.architecture import VARIANTS
 from hcnn.companion.experiments import experiment
@@ -21,6 +23,8 @@ TABLES = {
     "other_runs": tables.other_runs, "ledger": ledger.ledger, "summary": ledger.summary,
 } | INTERPRETED
 BLOCK = re.compile("(<!-- results -->\n)(.*?)(<!-- /results -->)", re.S)
+OF_PAPER = {"data": "data", "model": "system", "parameters, here": "parameters", "accuracy, paper": "paper",
+            "accuracy, here": "here", "deviation": "deviation", "n": "n", "seconds": "seconds", "device": "device"}
 SHOWN = ["data", "system", "K", "Q", "padding_mode", "parameters", "multiply-adds", "epochs", "accuracy", "deviation",
          "n", "core-hours", "processor"]
 
@@ -66,30 +70,26 @@ def with_results(text, runs, folder):
 
 def readme_results(runs, folder):
     """The results of the README: tables 1 and 2 for the paper's networks, what was trained here, times of a step."""
-    paper, begun = [], []
-    for dataset in tables.PAPER:
-        for row in tables.PAPER[dataset]:
-            if stands := tables.under_way(experiment(dataset=dataset, variant=row[1]), runs):
-                begun.append(f"Not finished: {row[0]} on {TITLES[dataset]}, {stands}.\n")
-        for row in tables.paper_table(dataset, runs).head(len(VARIANTS)).to_dict("records"):
-            paper.append((TITLES[dataset], row["model"], f"{row['parameters, here']:,}", row["accuracy, paper"],
-                          row["accuracy, here"], row["deviation"], str(row["n"]), row["seconds"], row["device"]))
+    paper = pd.concat([tables.paper_table(dataset, runs).head(len(VARIANTS)).assign(data=TITLES[dataset])
+                       for dataset in tables.PAPER])
+    begun = [f"Not finished: {row[0]} on {TITLES[dataset]}, {stands}.\n"
+             for dataset, rows in tables.PAPER.items() for row in rows
+             if (stands := tables.under_way(experiment(dataset=dataset, variant=row[1]), runs))]
     here = tables.trained_here(runs)
     here = here.loc[here.n > 0, SHOWN]
-    for name in ("parameters", "multiply-adds"):
-        here[name] = here[name].map("{:,}".format)
     return "\n".join([
         "Tables 1 and 2, the paper's recipe: accuracy in percent on the test images.\n",
-        markdown(["data", "system", "parameters", "paper", "here", "deviation", "n", "seconds", "device"], paper),
+        markdown(paper[list(OF_PAPER)].rename(columns=OF_PAPER)),
         *begun,
         "Trained here, on a CPU, by the short recipe. Rows with one data set and number of epochs are comparable with\n"
         "each other, and with nothing above; multiply-adds are those of one full-size image.\n",
-        markdown(SHOWN, here.astype(str).values.tolist()) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
+        markdown(here) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
         "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
         "float32.\n",
-        markdown(speed.README, speed.readme_rows(speed.load(folder / "speed.csv")))])
+        markdown(speed.readme_rows(speed.load(folder / "speed.csv")))])
 
 
-def markdown(header, rows):
+def markdown(table):
     """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]) + "\n"
+    rows = [[f"{value:,}" if isinstance(value, int) else str(value) for value in row] for row in table.values.tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(table), ["---"] * len(table.columns), *rows]) + "\n"

@@ -173,8 +173,8 @@ def _interval(row):
 
 
 def readme_rows(stored):
-    """The rows of the README's table of speed: the paper's layer and network by the path that they choose, on as few
-    threads as were measured.
+    """The README's table of speed: the paper's layer and network by the paths that they choose, on as few threads as
+    were measured.
     """
     shown, full = [], full_size(stored)
     full = full[full.threads == full.groupby("device").threads.transform("min")]
@@ -186,4 +186,4 @@ def readme_rows(stored):
             shown.append((f"{row.what}, {VARIANTS[row.variant]}, batch {row.batch}, {row.precision}", where,
                           f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", _interval(row),
                           f"{row.peak_mb / row.peak_mb_literal:.2f}"))
-    return shown
+    return pd.DataFrame(shown, columns=README)
