@@ -127,7 +127,8 @@ def graph(check):
                 raise Failure(f"{VARIANTS[variant]}: {spoilt[0]}; train with {WITHOUT}=graph")
             # of the second epoch: cuDNN tries its algorithms in the first, the last is tested in float32
             first, second, _ = _epochs(folder)
-            loss, ms, memory = first["train_loss"], 1000 * second["seconds"] / check.steps, (peaks or [0, 0])[1]
+            loss, ms = first["train_loss"], 1000 * second["seconds"] / check.steps
+            memory = peaks[1] if len(peaks) > 1 else 0
             check.note(f"{VARIANTS[variant]} {way}: loss {loss:.4f}, {ms:.2f} ms a step, {memory:.0f} MB",
                        **{f"{variant} {way}": dict(loss=loss, ms=ms, mb=memory, said=lines[1:2])})
             losses.append(loss)
