@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import joblib
 import torch
 import torch.distributed as dist
 
@@ -195,14 +196,17 @@ def run_evaluate(options):
         return
     from hcnn.companion.results.ledger import write_evaluated  # pandas takes a second to import
 
-    found = {}
+    stored = []
     for trained in (load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))):
         name, dataset = trained.run["name"], trained.run["parameters"]["dataset"]
         if available(dataset, options.dataset_root):
-            found[name] = _evaluate(trained, options)
+            stored.append(trained)
         else:
             _say(f"{name}: {dataset} is not present")
-    write_evaluated(found)
+    workers = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1  # more than one of all cores
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        found = joblib.Parallel(workers)(joblib.delayed(_evaluate)(trained, options) for trained in stored)
+    write_evaluated({trained.run["name"]: accuracy for trained, accuracy in zip(stored, found)})
 
 
 def _evaluate(trained, options):
@@ -216,8 +220,8 @@ def _evaluate(trained, options):
         raise ValueError(f"--images must be between 1 and {total}, got {n}")
     images, labels = data.test_images[:n].to(device), data.test_labels[:n].to(device)
     loss, accuracy = evaluate(trained.to(device), images, labels, trained.mean, trained.std, size=trained.size)
-    _say(f"{run['name']}  {n:,} of {total:,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}")
-    _say(f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}  loss {loss:.4f}")
+    _say(f"{run['name']}  {n:,} of {total:,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}\n"
+         f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}  loss {loss:.4f}")
     return accuracy
 
 
