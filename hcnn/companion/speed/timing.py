@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 import multiprocessing
+import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -67,8 +69,10 @@ def _ratio_interval(literal, seconds):
 
 def _answers(case):
     """What each process of the case has measured; they wait for each other after the warm-up."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(case.processes, spawn, _begin, (case, spawn.Barrier(case.processes))) as pool:
+    spawn, threads = multiprocessing.get_context("spawn"), str(case.threads // case.processes)
+    start = _begin, (case, spawn.Barrier(case.processes))
+    with (patch.dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads),
+          ProcessPoolExecutor(case.processes, spawn, *start) as pool):
         return list(pool.map(_answer, [case] * case.processes))
 
 
