@@ -145,9 +145,9 @@ HERE = [
 ]
 # Trained from nothing by `make reproduce` without a GPU, in minutes.
 QUICK = [
-    dict(variant="hcnn", K=8, Q=16, preset="short", epochs=3, sizes=[16]),
+    dict(variant="hcnn", K=8, Q=16, preset="short", epochs=2, sizes=[16]),
     dict(variant="hcnn-plus", K=4, Q=9, preset="short", epochs=2, sizes=[16]),
-    dict(dataset="cifar100", variant="hcnn", K=8, Q=16, preset="short", epochs=2, sizes=[16]),
+    dict(dataset="cifar100", variant="hcnn", K=8, Q=16, preset="short", epochs=1, sizes=[16]),
 ]
 # What is open in the paper, the field of network or recipe that answers it, or `precision`, the answers, BASE's first.
 CHOICES = (

@@ -225,6 +225,21 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     assert {given["dataset"] for given in on_digits if "dataset" in given} == {"digits"}
 
 
+@pytest.mark.parametrize("status, ends", [(0, ["05"]), (1, [])])
+def test_all_trains_side_by_side_between_what_runs_in_turn_and_a_failed_training_ends_it(monkeypatch, status, ends):
+    ran, asked = [], {}
+    monkeypatch.setattr(execute, "execute", lambda path, given, copy: ran.append(path.stem[:2]))
+    monkeypatch.setattr(execute, "run_all", lambda commands, workers, log: asked.update(commands) or (
+        {name: "failed" if status else None for name in commands}))
+    assert execute.main(["--all", "--profile", "small"]) == status
+    assert ran == ["01", "02", "06", "06", "06", "07", *ends]
+    copies_of = {step[2].stem: step[2] for step in execute.everything("small", ["cifar10", "cifar100"])}
+    assert len(asked) == len(QUICK)
+    for name, command in asked.items():
+        options = execute.command_line().parse_args(command[2:])
+        assert execute.planned(execute.find(options.names[0]), options.profile, options.json)[2] == copies_of[name]
+
+
 def test_the_paper_s_profile_keeps_everything_in_results_and_trains_every_system_in_full():
     steps = execute.everything("paper", ["cifar10", "cifar100"])
     assert all(copy.parent == keeping.paths.RESULTS / "notebooks" for *_, copy in steps)

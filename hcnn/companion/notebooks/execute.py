@@ -162,14 +162,24 @@ def swept(names, profile, given, grid):
     return cells
 
 
-def sweep(cells, profile, workers):
-    """Execute the cells side by side, a process each; the exit status, 0 where all are complete."""
-    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile]
+def side_by_side(cells, profile, workers=None, out=None):
+    """Execute cells {name: (notebook, parameters)} in a process each; the exit status, 0 where all are complete."""
+    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile, *(["--out", out] if out else [])]
     commands = {name: [*runner, path.stem, "--json", json.dumps(given)] for name, (path, given) in cells.items()}
     say(f"{len(cells)} cells: {'; '.join(cells)}")
-    status = report(run_all(commands, workers, say), say)
-    say("`make figures` puts their runs into the tables")
-    return status
+    return report(run_all(commands, workers, say), say)
+
+
+def in_turn(steps, profile, out=None):
+    """Execute what was `planned`, trainings that follow each other side by side; the exit status."""
+    for trains, some in itertools.groupby(steps, lambda step: step[0].stem in TRAINING.values()):
+        if trains:
+            if status := side_by_side({copy.stem: (path, given) for path, given, copy in some}, profile, out=out):
+                return status
+            continue
+        for step in some:
+            execute(*step)
+    return 0
 
 
 say = functools.partial(print, flush=True)
@@ -234,10 +244,14 @@ def run(options):
         return 0
     given = {name: parse(value) for name, value in options.parameter} | options.json
     if options.sweep:
-        return sweep(swept(options.names, options.profile, given, options.sweep), options.profile, options.workers)
-    steps = (everything(options.profile, options.dataset.split(","), options.out) if options.all else
-             [planned(find(name), options.profile, given, options.out) for name in options.names])
-    for step in steps:
+        cells = swept(options.names, options.profile, given, options.sweep)
+        status = side_by_side(cells, options.profile, options.workers)
+        say("`make figures` puts their runs into the tables")
+        return status
+    if options.all:
+        return in_turn(everything(options.profile, options.dataset.split(","), options.out), options.profile,
+                       options.out)
+    for step in [planned(find(name), options.profile, given, options.out) for name in options.names]:
         execute(*step)
     return 0
 
