@@ -5,7 +5,7 @@ import pandas as pd
 from hcnn.companion.interpretation.probability import progression, same_class_probability
 from hcnn.companion.interpretation.properties import colour_or_geometry, monotonicity
 from hcnn.companion.interpretation.storage import frame, load_interpretation
-from hcnn.companion.results.runs import usable
+from hcnn.companion.results.runs import in_epochs, usable
 from hcnn.training.run_folder import write_bytes
 
 
@@ -28,10 +28,9 @@ def _below_one_another(runs, make, columns):
     parts = []
     for run, found in interpreted(runs, log=lambda line: None):
         sizes = {name: len(found[name]) for name in ("database", "queries")}
-        epochs = f"{run.epochs_done} epoch" + "s" * (run.epochs_done != 1)
         head = {"run": run.folder.name, "network": f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
-                "trained on": f"{run.data}, {run.train_images:,} images, {epochs}", "seed": run.seed,
-                "accuracy": round(run.accuracy, 2), **sizes}
+                "trained on": f"{run.data}, {run.train_images:,} images, {in_epochs(run.epochs_done)}",
+                "seed": run.seed, "accuracy": round(run.accuracy, 2), **sizes}
         parts.append(make(run, found)[columns].round(5).assign(**head)[[*head, *columns]])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run", *columns])
 

@@ -5,7 +5,7 @@ import pandas as pd
 from hcnn import paths
 from hcnn.architecture import Architecture
 from hcnn.companion.experiments import HERE, QUICK, experiment
-from hcnn.companion.results.runs import TITLES, usable
+from hcnn.companion.results.runs import TITLES, in_epochs, usable
 from hcnn.companion.results.tables import (
     NOT_TRAINED,
     PAPER,
@@ -71,10 +71,10 @@ def summary(runs, path=None, evaluated=None):
     for training in repetitions(HERE + QUICK):
         if found := trained(training, runs):
             shown |= {run.folder for run in found}
-            name = f"{TITLES[training.dataset]}, {training.label}, {training.recipe.epochs} epochs"
+            name = f"{TITLES[training.dataset]}, {training.label}, {in_epochs(training.recipe.epochs)}"
             accuracies.append((f"accuracy (%), {name}", "", *_accuracies(training, runs, evaluated)))
     accuracies += [  # whatever else a user has trained, such as digits in place of CIFAR
-        (f"accuracy (%), {run.data}, {run.label}, {run.epochs} epochs", "", "", f"{run.accuracy:.2f}", run.device)
+        (f"accuracy (%), {run.data}, {run.label}, {in_epochs(run.epochs)}", "", "", f"{run.accuracy:.2f}", run.device)
         for run in usable(runs) if run.local and run.complete and run.folder not in shown]
     verdicts = ledger(runs, path).verdict
     rows = [(*row, f"{count:,}", f"{count:,}", "formula and modules") for *row, count in counts] + accuracies

@@ -90,6 +90,11 @@ class Run:
         return f"{self.test_images:,} {'test images' if self.split == 'test' else 'held-out training images'}"
 
 
+def in_epochs(n):
+    """A number of epochs, in words."""
+    return f"{n} epoch" if n == 1 else f"{n} epochs"
+
+
 def load_runs(root=None, log=print):
     """Every run below `root`, sorted by name; by default those of results/runs, then those of results/local/runs.
 
