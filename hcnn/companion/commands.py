@@ -203,10 +203,12 @@ def run_evaluate(options):
             stored.append(trained)
         else:
             _say(f"{name}: {dataset} is not present")
-    workers = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1  # more than one of all cores
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
+    cores = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1
+    workers = max(1, min(cores, len(stored)))
+    with joblib.parallel_config("loky", inner_max_num_threads=cores // workers):
         found = joblib.Parallel(workers)(joblib.delayed(_evaluate)(trained, options) for trained in stored)
-    write_evaluated({trained.run["name"]: accuracy for trained, accuracy in zip(stored, found)})
+    if options.images is None:
+        write_evaluated({trained.run["name"]: accuracy for trained, accuracy in zip(stored, found)})
 
 
 def _evaluate(trained, options):

@@ -177,8 +177,9 @@ def test_tables_with_a_users_own_runs_go_to_results_local(repository, monkeypatc
         monkeypatch.setattr(paths, name, folder)
     train(TINY, Recipe(epochs=1, lr=0.05), load_dataset("digits"), train_size=60, out=paths.LOCAL / "runs",
           device="cpu", log=quiet)
-    assert main(["evaluate", "--device",
-                 "cpu"]) == 0 and (paths.LOCAL / "evaluated.csv").read_text().startswith("run,accuracy\n")
+    evaluated = paths.LOCAL / "evaluated.csv"
+    assert main(["evaluate", "--device", "cpu", "--images", "9"]) == 0 and not evaluated.exists(), "of all images only"
+    assert main(["evaluate", "--device", "cpu"]) == 0 and evaluated.read_text().startswith("run,accuracy\n")
     assert main(["tables", "--local"]) == 0
     listed = (paths.LOCAL / "tables" / "other_runs.csv").read_text()
     assert listed.count("\n") == 4 and "local/digits-hcnn-zeros-s0-" in listed

@@ -13,16 +13,17 @@ from hcnn import operators as ops
 from hcnn.geometry import Geometry
 
 
-@pytest.mark.parametrize("stride, padding_mode", [(1, "zeros"), (2, "periodic")])
-@pytest.mark.parametrize("K, elu", list(product((4, 8, 16), (False, True))))
+@pytest.mark.parametrize("K, elu, stride, padding_mode",
+                         list(product((4, 8, 16), (False, True), (1, 2), ("zeros", "periodic"))))
 def test_factorised_layer_equals_reference_in_float64(K, elu, stride, padding_mode):
     layer = random_layer((K // 2, K), (7, 11), elu=elu, stride=stride, padding_mode=padding_mode)
     assert_equals_reference(layer, torch.randn(2, K // 2, K, 5, 6, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("elu, padding", list(product((False, True), ("symmetric", "same"))))
-def test_statistics_of_the_strided_positions_equal_reference_in_float64(elu, padding):
-    layer = random_layer(elu=elu, stride=2, padding=padding, statistics="strided")
+@pytest.mark.parametrize("elu, stride, padding, statistics",
+                         list(product((False, True), (1, 2), ("symmetric", "same"), ("all", "strided"))))
+def test_paddings_and_statistics_equal_reference_in_float64(elu, stride, padding, statistics):
+    layer = random_layer((4, 8), (7, 11), elu=elu, stride=stride, padding=padding, statistics=statistics)
     assert_equals_reference(layer, torch.randn(2, 4, 8, 6, 6, dtype=torch.float64))
 
 
@@ -58,6 +59,15 @@ def test_patch_moments_are_the_moments_of_unfolded_patches(support, stride, padd
     assert n == len(p) == 4 * -(-6 // stride) * -(-8 // stride)
     expected = torch.cat([p.mean(0), torch.cov(p.T, correction=0).flatten()])
     assert_same_with_gradients(torch.cat([mu, C.flatten()]), expected, [x])
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "periodic"))
+def test_gradcheck_of_the_custom_functions(padding_mode):
+    table, reads = (f((2, 4), (3, 5), Geometry(2, padding_mode)) for f in (ops.tap_table, ops.tap_reads))
+    w = torch.randn(15, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: ops.spread_taps(w, table, reads), w)
+    x = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ops.patch_moments(x, 3, Geometry(1, padding_mode))[:2], x)
 
 
 @pytest.mark.parametrize("K, padding_mode", list(product((4, 8, 16), ("zeros", "periodic"))))

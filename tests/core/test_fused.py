@@ -111,6 +111,13 @@ def test_fused_gradients_are_the_same_bits_every_time():
     assert all(map(torch.equal, first, again))
 
 
+@pytest.mark.full
+@pytest.mark.skipif(ON_GPU, reason="the interpreter has float64")
+def test_gradcheck_of_the_fused_operator():
+    leaves, *rule = problem((2, 2), (3, 3), 2, 2, size=(2, 3))
+    assert torch.autograd.gradcheck(lambda *leaves: mixed(leaves, *rule), leaves, fast_mode=True)
+
+
 def test_the_taps_are_gone_before_the_sums_for_the_matrix_come(monkeypatch):
     """The two largest arrays of the backward pass, 118 and 42 MB in the paper's layer, are never there together."""
     taps, alive = [], []

@@ -44,7 +44,7 @@ from hcnn.training.recipe import Recipe
 
 QUIET = ["--log-level=ERROR"]  # of the kernel, whose warnings are no part of a notebook
 PATIENT = Config(KernelManager={"shutdown_wait_time": 120})  # seconds for a training to write its checkpoint
-UNNAMED = ("notebook", "variant", "out", "max_seconds")  # in the name of a copy: said otherwise, or not trained
+UNNAMED = ("variant", "out", "max_seconds")  # in the name of a copy: said otherwise, or not trained
 FIELDS = {field.name for part in (Architecture, Recipe) for field in fields(part)} | {"dataset", "variant", "preset"}
 
 
@@ -166,19 +166,20 @@ def side_by_side(cells, profile, workers=None, out=None):
     """Execute cells {name: (notebook, parameters)} in a process each; the exit status, 0 where all are complete."""
     runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile, *(["--out", out] if out else [])]
     commands = {name: [*runner, path.stem, "--json", json.dumps(given)] for name, (path, given) in cells.items()}
-    say(f"{len(cells)} cells: {'; '.join(cells)}")
+    say(f"side by side: {'; '.join(cells)}")
     return report(run_all(commands, workers, say), say)
 
 
-def in_turn(steps, profile, out=None):
+def in_turn(steps, profile, workers=None, out=None):
     """Execute what was `planned`, trainings that follow each other side by side; the exit status."""
     for trains, some in itertools.groupby(steps, lambda step: step[0].stem in TRAINING.values()):
         if trains:
-            if status := side_by_side({copy.stem: (path, given) for path, given, copy in some}, profile, out=out):
+            cells = {copy.stem: (path, given) for path, given, copy in some}
+            if status := side_by_side(cells, profile, workers, out):
                 return status
-            continue
-        for step in some:
-            execute(*step)
+        else:
+            for step in some:
+                execute(*step)
     return 0
 
 
@@ -228,11 +229,11 @@ def command_line():
     parser.add_argument("--json", type=json.loads, default={}, metavar="{...}", help="parameters, all at once")
     parser.add_argument("--out", help="results, local or a folder (default: results for paper, else local)")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--all", action="store_true", help="every notebook in turn, as the profile says")
+    action.add_argument("--all", action="store_true", help="every notebook of the profile; trainings side by side")
     action.add_argument("--sweep", nargs="+", metavar="NAME=VALUES", help="a grid of executions side by side")
     action.add_argument("--refresh", action="store_true", help="renew the outputs of the checked cells in notebooks/")
     parser.add_argument("--dataset", default="cifar10,cifar100", help="with --all: data sets, or digits")
-    parser.add_argument("--workers", type=int, help="cells of a sweep at a time (default: one a GPU, or one a core)")
+    parser.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, or one a core)")
     return parser
 
 
@@ -249,8 +250,8 @@ def run(options):
         say("`make figures` puts their runs into the tables")
         return status
     if options.all:
-        return in_turn(everything(options.profile, options.dataset.split(","), options.out), options.profile,
-                       options.out)
+        steps = everything(options.profile, options.dataset.split(","), options.out)
+        return in_turn(steps, options.profile, options.workers, options.out)
     for step in [planned(find(name), options.profile, given, options.out) for name in options.names]:
         execute(*step)
     return 0
