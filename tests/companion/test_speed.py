@@ -1,7 +1,6 @@
 """What speed.csv says: cases, arithmetic, parity of the paths, rows that follow from each other."""
 
 import shutil
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def test_multiplications_of_the_paper_s_network():
 @pytest.mark.parametrize("changes, message", [
     (dict(what="nets"), "what must be layer or network, got 'nets'"),
     (dict(K=10), "K must be a positive multiple of 4, got 10"),
-    (dict(processes=2, batch=3), "multiples of processes = 2, got 3"), (dict(variant="x"), "variant must be one of")])
+    (dict(variant="x"), "variant must be one of")])
 def test_impossible_cases_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Case(**changes)
@@ -77,7 +76,7 @@ def quickly():
         patch.setattr(timing, "BLOCK", 1e-6)
         patch.setattr(timing, "YARDSTICK", 1e-6)
         patch.setattr(speed_table, "STEADY", 1e9)  # steps so short never hold still
-        patch.setattr(timing, "_answers", lambda case: [timing.measure(case)] * case.processes)
+        patch.setattr(timing, "_answer", timing.measure)
         yield
     torch.set_num_threads(threads)
 
@@ -101,12 +100,12 @@ def test_a_path_that_computes_something_else_is_not_timed_and_the_others_are(her
 
 
 def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch, tmp_path):
-    def answers(case):
+    def answer(case):
         if case.K == 8:
             raise RuntimeError("the measurement failed")
-        return [timing.measure(case)]
+        return timing.measure(case)
 
-    monkeypatch.setattr(timing, "_answers", answers)
+    monkeypatch.setattr(timing, "_answer", answer)
     said = []
     found = speed_table.measure_all([replace(TINY, K=8), TINY], tmp_path / "speed.csv", log=said.append)
     assert said[0].endswith("FAILED: the measurement failed")
@@ -116,24 +115,22 @@ def test_a_case_that_fails_is_said_and_the_others_are_measured(here, monkeypatch
 
 
 @pytest.mark.full
-def test_two_processes_measure_at_the_same_time():
-    first, second = timing._answers(replace(TINY, processes=2, threads=2, rounds=1))
-    assert first["seconds"].keys() == second["seconds"].keys() >= {("literal", "fp32"), ("fourier", "fp32")}
-    assert min(rate for rate, _ in first["yardstick"].values()) > 0 and min(first["memory"].values()) >= 0
+def test_a_process_of_its_own_measures_everything():
+    answer = timing._answer(replace(TINY, rounds=1))
+    assert answer["seconds"].keys() >= {("literal", "fp32"), ("fourier", "fp32")}
+    assert min(rate for rate, _ in answer["yardstick"].values()) > 0 and min(answer["memory"].values()) >= 0
 
 
-def test_a_process_that_fails_says_why_and_keeps_none_waiting(monkeypatch):
-    monkeypatch.setattr(timing, "together", threading.Barrier(2), raising=False)
+def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match="the measurement of Case.*nowhere.* failed: .* device"):
         timing._answer(replace(TINY, device="nowhere"))
-    assert timing.together.broken
 
 
 @pytest.fixture(scope="module")
 def two_cases(tmp_path_factory):
-    """A stored table of two tiny cases, one in two processes."""
+    """A stored table of two tiny cases."""
     path, said = tmp_path_factory.mktemp("tables") / "speed.csv", []
-    some = [TINY, replace(TINY, variant="hcnn-plus", processes=2, threads=2)]
+    some = [TINY, replace(TINY, variant="hcnn-plus")]
     with quickly():
         speed_table.measure_all(some, path, log=said.append)
         speed_table.measure_all(some, path, log=said.append)
@@ -151,7 +148,7 @@ def measured(two_cases, tmp_path, monkeypatch):
 def test_measured_rows_pass_and_a_number_changed_by_hand_is_found(measured):
     table = speed_table.load(measured)
     assert speed_table.check(measured) == [] and (table.rounds == 2).all()
-    assert set(table.path) == {"literal", "folded", "fourier", "unfused", "tiled"} and set(table.processes) == {1, 2}
+    assert set(table.path) == {"literal", "folded", "fourier", "unfused", "tiled"}
     for column in [*speed_table.DERIVED, "seconds", "literal_seconds", "batch"]:
         changed = table.astype({column: float})
         changed.loc[1, column] *= 1.1

@@ -4,9 +4,8 @@ from hcnn.architecture import VARIANTS
 from hcnn.companion.figures.common import finished, grid_of_axes
 from hcnn.companion.speed.table import PATHS, counted
 
-BASE = {"cpu": dict(K=16, Q=32, batch=8, size=8, processes=1), "cuda": dict(K=16, Q=32, batch=50, size=32, processes=1)}
-LABELS = {"K": "K, values of an attribute", "Q": "Q, separable filters", "batch": "images in a minibatch",
-          "processes": "processes"}
+BASE = {"cpu": dict(K=16, Q=32, batch=8, size=8), "cuda": dict(K=16, Q=32, batch=50, size=32)}
+LABELS = {"K": "K, values of an attribute", "Q": "Q, separable filters", "batch": "images in a minibatch"}
 COLOURS = {"literal": "#555555", "folded": "#1f78b4", "fourier": "#d95f02", "unfused": "#1f78b4",
            "tiled": "#7570b3", "fused": "#d95f02", "graph": "#33a02c"}
 LINES = {"fp32": "-", "TF32": "-.", "bf16": ":"}
@@ -23,7 +22,7 @@ def along(rows, axis, device):
 
 
 def seconds_against(rows, axis, device="cpu"):
-    """Seconds a step of a full layer against K, Q, batch or processes, HCNN on the left and HCNN(+) on the right."""
+    """Seconds a step of a full layer against K, Q or batch, HCNN on the left and HCNN(+) on the right."""
     rows = along(rows, axis, device)
     fig, panels = grid_of_axes(1, 2, 5, sharey=True)
     for ax, (variant, name) in zip(panels, VARIANTS.items()):

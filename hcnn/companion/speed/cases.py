@@ -32,7 +32,7 @@ WINOGRAD = 16  # cuDNN may choose transforms for 3 x 3 filters in fp32, whose co
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a full `layer` (j >= 4) or the `network` for CIFAR-10; batch: of all processes together."""
+    """What is measured: a full `layer` (j >= 4) or the `network` for CIFAR-10; batch: images."""
 
     what: str = "layer"
     variant: str = "hcnn"
@@ -42,15 +42,11 @@ class Case:
     size: int = 32
     device: str = "cpu"
     threads: int = 1
-    processes: int = 1
     rounds: int = 3
 
     def __post_init__(self):
         if self.what not in ("layer", "network"):
             raise ValueError(f"what must be layer or network, got {self.what!r}")
-        if self.batch % self.processes or self.threads % self.processes:
-            raise ValueError(f"batch and threads must be multiples of processes = {self.processes}, got {self.batch} "
-                             f"and {self.threads}")
         _ = self.architecture  # its own checks
 
     @property
@@ -60,9 +56,8 @@ class Case:
     @property
     def name(self):
         """In words, for a line on a terminal."""
-        processes = f", {self.processes} processes" if self.processes > 1 else ""
         return (f"{self.what} {self.architecture.name} K={self.K} Q={self.Q} batch {self.batch} size {self.size}, "
-                f"{self.device}, {self.threads} threads{processes}")
+                f"{self.device}, {self.threads} threads")
 
 
 def multiplications(case):
@@ -129,7 +124,7 @@ def step_of(case, path, precision, dtype=torch.float32):
     dtype: of input and parameters; bf16 is autocast. The numbers are random and the same for every path.
     """
     initial, random = (torch.Generator().manual_seed(seed) for seed in (0, 1))
-    device, n, grid = torch.device(case.device), case.batch // case.processes, (case.K // 2, case.K)
+    device, n, grid = torch.device(case.device), case.batch, (case.K // 2, case.K)
     if case.what == "network":
         model = HCNN(case.architecture, initial)
         operators, shape = [o for o in model.operators if getattr(o, "Q", None)], (n, case.architecture.num_classes)

@@ -16,7 +16,7 @@ from hcnn.paths import RESULTS
 from hcnn.training.run_folder import write_bytes
 
 FILE = RESULTS / "tables" / "speed.csv"
-MACHINE = ["device", "processor", "threads", "processes", "torch"]
+MACHINE = ["device", "processor", "threads", "torch"]
 KEY = [*MACHINE, "what", "variant", "K", "Q", "batch", "size", "path", "precision"]
 MEASURED = ["rounds", "seconds", "spread", "peak_mb", "literal_seconds", "ratio_low", "ratio_high", "useful_gflop",
             "dense_gflop", "matrix_gflops", "matrix_spread"]
@@ -52,7 +52,6 @@ def cases(device="cpu", threads=2):
     small = own | dict(size=32 if gpu else 8, rounds=rounds)
     changes = [dict(K=K) for K in (4, 8, 16, 24, 32)] + [dict(Q=Q) for Q in (9, 16, 64)]
     changes += [dict(batch=n) for n in ((10, 100, 200) if gpu else (2, 32))]
-    changes += [dict(processes=threads)] if not gpu and threads > 1 else []
     found += [Case("layer", variant, **small | change) for variant in VARIANTS for change in changes]
     return list(dict.fromkeys(found))
 
@@ -164,7 +163,7 @@ def check(path=FILE):
 
 def full_size(stored):
     """The rows of the paper's layer and network: K = 16, Q = 32, 32 x 32 pixels, one process."""
-    return stored[(stored.K == 16) & (stored.Q == 32) & (stored["size"] == 32) & (stored.processes == 1)]
+    return stored[(stored.K == 16) & (stored.Q == 32) & (stored["size"] == 32)]
 
 
 def _interval(row):

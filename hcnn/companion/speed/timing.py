@@ -1,4 +1,4 @@
-"""Seconds and memory of the paths of a `Case`, in processes of their own.
+"""Seconds and memory of the paths of a `Case`, in a process of its own.
 
 All paths take turns after a warm-up, so that what slows the machine slows all of them. A path whose results differ from
 the literal equations in float64 by more than rounding explains is not timed.
@@ -34,27 +34,25 @@ BLOCK, YARDSTICK = 0.02, 1.0  # least seconds of a block of steps that are timed
 def run(case, log=print):
     """Measure a case: a row of speed.csv for each path. A line for each path that is not timed.
 
-    Of several processes the slowest counts; memory and rates add up. spread: the quartile range of the seconds;
-    ratio_low, ratio_high: 95% of the ratio of medians; matrix_spread: the quartile range of the yardstick as a share of
-    its median. Where the literal path failed its check, what is held against it is not a number.
+    spread: the quartile range of the seconds; ratio_low, ratio_high: 95% of the ratio of medians; matrix_spread: the
+    quartile range of the yardstick as a share of its median. Where the literal path failed its check, what is held
+    against it is not a number.
     """
-    answers = _answers(case)
-    for line in answers[0]["lines"]:
+    answer = _answer(case)
+    for line in answer["lines"]:
         log(line)
     useful, dense = (2 * STEP * n * case.batch / 1e9 for n in multiplications(case))
-    slowest = {key: max((a["seconds"][key] for a in answers), key=median) for key in answers[0]["seconds"]}
-    literal, made = slowest.get(("literal", "fp32")), []
-    for (path, precision), seconds in slowest.items():
+    literal, made = answer["seconds"].get(("literal", "fp32")), []
+    for (path, precision), seconds in answer["seconds"].items():
         low, _, high = quantiles(seconds, n=4, method="inclusive")
-        memory = [a["memory"][path, precision] for a in answers]
-        yardsticks = [a["yardstick"][precision] for a in answers]
+        rate, rate_spread = answer["yardstick"][precision]
         ratio_low, ratio_high = _ratio_interval(literal, seconds)
         made.append(dict(
             asdict(case), processor=device_name(torch.device(case.device)), torch=torch.__version__, path=path,
             precision=precision, seconds=median(seconds), spread=high - low,
-            peak_mb=None if None in memory else sum(memory), literal_seconds=median(literal or [float("nan")]),
-            useful_gflop=useful, dense_gflop=dense, ratio_low=ratio_low, ratio_high=ratio_high,
-            matrix_gflops=sum(rate for rate, _ in yardsticks), matrix_spread=max(share for _, share in yardsticks)))
+            peak_mb=answer["memory"][path, precision], literal_seconds=median(literal or [float("nan")]),
+            useful_gflop=useful, dense_gflop=dense, ratio_low=ratio_low, ratio_high=ratio_high, matrix_gflops=rate,
+            matrix_spread=rate_spread))
     return made
 
 
@@ -67,41 +65,30 @@ def _ratio_interval(literal, seconds):
     return drawn.confidence_interval
 
 
-def _answers(case):
-    """What each process of the case has measured; they wait for each other after the warm-up."""
-    spawn, threads = multiprocessing.get_context("spawn"), str(case.threads // case.processes)
-    start = _begin, (case, spawn.Barrier(case.processes))
+def _answer(case):
+    """What `measure` says in a new process, with threads and cuDNN as in a training."""
+    threads = str(case.threads)
     with (patch.dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads),
-          ProcessPoolExecutor(case.processes, spawn, *start) as pool):
-        return list(pool.map(_answer, [case] * case.processes))
+          ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (case,)) as pool):
+        try:
+            return pool.submit(measure, case).result()
+        except Exception as error:
+            raise RuntimeError(f"the measurement of {case} failed: {error}") from error
 
 
-def _begin(case, barrier):
-    """In a new process: threads and cuDNN as in a training, and where the processes wait for each other."""
-    global together
-    together = barrier
-    torch.set_num_threads(case.threads // case.processes)
+def _begin(case):
+    torch.set_num_threads(case.threads)
     torch.backends.cudnn.benchmark = True
 
 
-def _answer(case):
-    try:
-        return measure(case, together.wait)
-    except Exception as error:
-        together.abort()  # the others need not wait
-        raise RuntimeError(f"the measurement of {case} failed: {error}") from error
-
-
-def measure(case, ready=lambda: None):
+def measure(case):
     """Seconds and memory by (path, precision), the yardstick by precision, lines about the paths that are wrong."""
     steps, lines = _right_steps(case)
-    threads = case.threads // case.processes
-    timers = {key: _timer("step()", threads, step=step) for key, step in steps.items()}
+    timers = {key: _timer("step()", case.threads, step=step) for key, step in steps.items()}
     block = {}
     for key, timer in timers.items():
         with tf32(key[1] == "TF32"):
             block[key] = timer.blocked_autorange(min_run_time=BLOCK).number_per_run
-    ready()
     seconds = {key: [] for key in steps}
     with memory_kept() if case.device == "cpu" else nullcontext():
         for _ in range(case.rounds):
@@ -109,7 +96,7 @@ def measure(case, ready=lambda: None):
                 with tf32(key[1] == "TF32"):
                     seconds[key] += timer.timeit(block[key]).times
     memory = {key: _peak(step, key, case.device) for key, step in steps.items()}
-    yardstick = {precision: _matrix_rate(case.device, precision, threads) for precision in {key[1] for key in steps}}
+    yardstick = {p: _matrix_rate(case.device, p, case.threads) for p in {precision for _, precision in steps}}
     return dict(lines=lines, seconds=seconds, memory=memory, yardstick=yardstick)
 
 
@@ -124,7 +111,7 @@ def _timer(statement, threads, **names):
 def _right_steps(case):
     """{(path, precision): step} of the paths that compute what they should, and a line about each of the others."""
     K, size = (case.K, 4) if case.what == "layer" else (min(case.K, 8), 8)
-    small = replace(case, K=K, Q=min(case.Q, 9), size=size, batch=2, processes=1, threads=1)
+    small = replace(case, K=K, Q=min(case.Q, 9), size=size, batch=2, threads=1)
     steps, lines = {}, []
     for path, precision in available(case):
         if path == "graph":
