@@ -22,7 +22,7 @@ from hcnn.settings import is_integer
 from hcnn.training import graphed, report, run_folder
 from hcnn.training.evaluation import evaluation_sums
 from hcnn.training.recipe import Recipe, lr_at, size_at
-from hcnn.training.step import Step, objective, place_seed
+from hcnn.training.step import Step, place_seed
 from hcnn.training.stopping import Stopped, stop_on_signals
 
 CHECKPOINT_SECONDS = 120  # between checkpoints inside an epoch
@@ -48,7 +48,6 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
     begin = time.monotonic()
     data, device, out = split_dataset(dataset, split, train_size), choose_device(device), Path(out or paths.RUNS)
     _check(architecture, recipe, data, seed, precision, max_seconds)
-    loss = objective(architecture, out, dataset.name, split, device)
     parameters = dict(
         dataset=dataset.name, substitutes=dataset.substitutes, architecture=architecture.as_dict(),
         recipe=recipe.as_dict(), seed=seed, split=split, train_size=train_size, precision=precision)
@@ -65,7 +64,7 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
           stop_on_signals(begin + (max_seconds or inf)) as stop, torch.random.fork_rng([device] if gpu else []),
           torch.cuda.device(device) if gpu else nullcontext()):
         try:
-            training = _Training(architecture, recipe, data, parameters, folder, device, loss, log, stop)
+            training = _Training(architecture, recipe, data, parameters, folder, device, log, stop)
             training.restore()
             training.run()
             if world() > 1:
@@ -106,7 +105,7 @@ def _check(architecture, recipe, data, seed, precision, max_seconds):
 class _Training:
     """One run in progress: its network and step, and `state`, the part of the checkpoint that is not tensors."""
 
-    def __init__(self, architecture, recipe, data, parameters, folder, device, loss, log, stop):
+    def __init__(self, architecture, recipe, data, parameters, folder, device, log, stop):
         self.architecture, self.recipe, self.data, self.parameters = architecture, recipe, data, parameters
         self.folder, self.device, self.log, self.stop = folder, device, log, stop
         precision = parameters["precision"]
@@ -116,7 +115,7 @@ class _Training:
         statistics = [torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std)]
         self.test = data.test_images.to(device), data.test_labels.to(device)
         eager = graphed.why_not(device, precision, world(), architecture.draws, recipe.optimiser)
-        self.step = Step(self.network, recipe, loss, data.train_images.to(device), data.train_labels.to(device),
+        self.step = Step(self.network, recipe, data.train_images.to(device), data.train_labels.to(device),
                          statistics, self.dtype, eager, log)
         self.steps = -(-len(data.train_labels) // recipe.batch_size)
         self.here = provenance(device, self.dtype, world())

@@ -1,7 +1,7 @@
 """One minibatch: its images, the loss, the gradient, the step; kernel by kernel, as a CUDA graph, or shared out."""
 
 import hashlib
-from functools import partial, singledispatch
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +13,6 @@ from hcnn.operators import all_sum
 from hcnn.training import graphed
 from hcnn.training.optimisers import Optimiser
 from hcnn.training.recipe import size_at
-
-
-def cross_entropy(network, x, y):
-    """Class scores, the sum of the images' cross-entropies, and what is minimised: the same."""
-    logits = network(x)
-    loss = F.cross_entropy(logits.float(), y, reduction="sum")
-    return logits, loss, loss
-
-
-@singledispatch
-def objective(description, root, dataset, split, device):
-    """What training minimises: a function (network, x, y) -> class scores, sum of cross-entropies, what is minimised.
-
-    An open function: `cross_entropy`, unless whoever describes another network registers its own. root: the folder of
-    the runs; dataset, split: their names.
-    """
-    return cross_entropy
 
 
 def place_seed(seed, *place):
@@ -53,8 +36,8 @@ class Step:
     training set. All of these and the statistics (mean, std) are on the device.
     """
 
-    def __init__(self, network, recipe, loss, images, labels, statistics, dtype, eager, log):
-        self.network, self.recipe, self.loss, self.dtype, self.log = network, recipe, loss, dtype, log
+    def __init__(self, network, recipe, images, labels, statistics, dtype, eager, log):
+        self.network, self.recipe, self.dtype, self.log = network, recipe, dtype, log
         self.images, self.labels, self.statistics = images, labels, statistics
         self.optimiser = Optimiser(network, recipe, on_device=eager is None)
         self.totals = torch.zeros(2, dtype=sum_dtype(images.device), device=images.device)
@@ -94,11 +77,12 @@ class Step:
         x, y = augment(self.images[chosen], shifts, flips, *self.statistics), self.labels[chosen]
         x = x if size is None else shrink(x, size)
         with self.autocast():
-            logits, loss, minimised = self.loss(self.network, x, y)
+            logits = self.network(x)
+            loss = minimised = F.cross_entropy(logits.float(), y, reduction="sum")
         smoothing = self.recipe.label_smoothing
         if smoothing:  # the share of the loss that all classes have alike
             alike = -F.log_softmax(logits.float(), 1).mean(1).sum()
-            minimised = (1 - smoothing) * minimised + smoothing * alike
+            minimised = (1 - smoothing) * loss + smoothing * alike
         self.network.zero_grad()
         (minimised * weight / n).backward()
         self.totals += torch.stack([loss.detach(), (logits.argmax(1) == y).sum()]) * weight

@@ -11,16 +11,13 @@ import torch.nn.functional as F
 from random_images import images
 from torch import nn
 
-import hcnn
 from hcnn.architecture import Architecture, describe
-from hcnn.companion.baselines import teacher as attention
 from hcnn.companion.baselines.networks import Shortcut
 from hcnn.companion.baselines.systems import SYSTEMS, Baseline
 from hcnn.companion.commands import main
 from hcnn.companion.results.runs import load_run
 from hcnn.companion.results.verify import check_run
 from hcnn.counts import multiply_adds
-from hcnn.data.augment import standardise
 from hcnn.network import build
 from hcnn.training import run_folder
 from hcnn.training.loop import train
@@ -84,7 +81,6 @@ FORMULAS = {
                            2 * (12 * 16 + 16 + 11 * 32 + 32 + 11 * 64 + 64), C),
     "fitnet": lambda C: (maxout_weights(FITNET_4, C), 0, 2 * (3 * 32 + 2 * 48 + 6 * 80 + 6 * 128 + 500) + C),
 }
-FORMULAS["wrn-student"] = FORMULAS["wrn-16-1"]
 
 
 @each_system
@@ -193,8 +189,6 @@ def test_maxout_is_the_larger_of_two_convolutions():
     (dict(variant="vgg"), "variant must be one of all-cnn, resnet-20"), (dict(num_classes=1), "num_classes must be"),
     (dict(image_size=(8, 8)), "image_size must be two integers of at least 9"),
     (dict(padding_mode="periodic"), "padding_mode must be one of zeros"),
-    (dict(teacher="a"), "teacher must be none for all-cnn"),
-    (dict(variant="wrn-student", teacher=3), "teacher must be"),
 ])
 def test_a_wrong_field_is_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
@@ -217,7 +211,7 @@ def test_a_network_comes_back_from_its_dictionary_and_its_preset_is_found_again(
     ("resnet-20", 164, {81: 0.1, 82: 0.01, 122: 0.01, 123: 1e-3}),
     ("nin", 307, {255: 0.1, 256: 0.01, 281: 0.01, 282: 1e-3}),
     *((wrn, 200, {59: 0.1, 60: 0.02, 119: 0.02, 120: 4e-3, 159: 4e-3, 160: 8e-4})
-      for wrn in ("wrn-16-1", "wrn-40-1", "wrn-student")),
+      for wrn in ("wrn-16-1", "wrn-40-1")),
     ("fitnet", 230, {102: 0.01, 103: 1e-3, 153: 1e-3, 154: 1e-4, 204: 1e-4, 205: 1e-5}),
 ])
 def test_rates_fall_at_the_published_epochs(variant, epochs, rates):
@@ -240,59 +234,6 @@ def test_a_run_with_dropout_that_stops_after_every_step_ends_bit_for_bit_the_sam
             break
     assert calls > 4
     assert (folder / run_folder.WEIGHTS).read_bytes() == (whole / run_folder.WEIGHTS).read_bytes()
-
-
-# ---- the teacher
-
-
-@pytest.fixture(scope="module")
-def taught(data, tmp_path_factory):
-    """A folder of runs that holds a teacher, and the teacher's name."""
-    root = tmp_path_factory.mktemp("runs")
-    return root, train(tiny("wrn-40-1"), short(epochs=1), data, out=root, device="cpu", log=quiet).name
-
-
-def test_attention_distance_is_that_of_the_normalised_maps():
-    ours, theirs = torch.randn(2, 3, 4, 5), torch.randn(2, 7, 4, 5)
-    maps = [x.square().mean(1).flatten(1) for x in (ours, theirs)]
-    units = [m / m.norm(dim=1, keepdim=True) for m in maps]
-    expected = sum(((units[0][i] - units[1][i]) ** 2).mean() for i in range(2))
-    torch.testing.assert_close(attention.attention_distance([ours, ours], [theirs, theirs]), 2 * expected)
-
-
-def test_the_first_step_of_a_student_descends_cross_entropy_and_distance(data, taught, tmp_path):
-    root, teacher = taught
-    recipe = short(epochs=1, batch_size=24, shift=0, flip=False, weight_decay=0.0, momentum=0.0, schedule="step")
-    folder = train(tiny("wrn-student", teacher=teacher), recipe, data, out=root, precision="strict", device="cpu",
-                   log=quiet)
-    network = build(tiny("wrn-student", teacher=teacher), torch.Generator().manual_seed(0)).train()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
-    x = standardise(data.train_images, mean, std)
-    theirs = hcnn.load(root / teacher).network
-    ours = network.body.outputs(x)
-    plain = F.cross_entropy(network.body.classify(ours[-1]), data.train_labels)
-    with torch.no_grad():
-        known = theirs.body.outputs(x)
-    (plain + attention.BETA * attention.attention_distance(ours, known) / 24).backward()
-    stored = run_folder.read_weights(folder, run_folder.read_run(folder))
-    for name, p in network.named_parameters():
-        torch.testing.assert_close(stored[name], p.detach() - 0.05 * p.grad, atol=2e-4, rtol=2e-3)
-    said = load_run(folder).metrics.train_loss[0]
-    assert said == pytest.approx(float(plain.detach()), rel=1e-5)  # without the distance
-
-
-def test_student_without_a_finished_teacher_on_the_same_images_is_refused_before_anything_is_written(data, taught):
-    root, teacher = taught
-    before = sorted(root.iterdir())
-    unfinished = train(tiny("wrn-40-1"), short(), data, out=root, max_seconds=1e-9, log=quiet).name
-    other = train(tiny("wrn-16-1"), short(epochs=1), data, out=root, log=quiet).name
-    for name, options, said in (
-            (None, {}, "got 'digits-wrn-40-1-zeros-s0-"), ("none-such", {}, "got 'none-such'"),
-            (unfinished, {}, "0 of 2 epochs"), (other, {}, "wrn-16-1 on digits"),
-            (teacher, dict(split="validation"), "with split='test'")):
-        with pytest.raises(ValueError, match="teacher must be .*" + said):
-            train(tiny("wrn-student", teacher=name), short(), data, out=root, log=quiet, **options)
-    assert len(list(root.iterdir())) == len(before) + 2
 
 
 # ---- the command line

@@ -44,7 +44,7 @@ def test_networks_compared_at_equal_budget_share_recipe_and_epochs():
 
 @pytest.mark.parametrize("given", [*HERE, *QUICK, BASE, *(changed for *_, changed in PAIRS),
                                    dict(variant="hcnn-plus", preset="released"),
-                                   dict(variant="wrn-student", train_size=50, precision="strict")])
+                                   dict(variant="wrn-16-1", train_size=50, precision="strict")])
 def test_the_command_line_asks_for_what_was_declared(given):
     options = commands.parser().parse_args(command_line(given | dict(out="somewhere", max_seconds=7))[3:])
     assert experiment(**commands.parameters(options)) == experiment(**given)

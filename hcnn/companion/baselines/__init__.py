@@ -1,3 +1,3 @@
 """The networks that the paper compares itself with."""
 
-from hcnn.companion.baselines import systems, teacher  # noqa: F401  they register what training asks of a network
+from hcnn.companion.baselines import systems  # noqa: F401  it registers them

@@ -159,23 +159,14 @@ class WideResNet(nn.Module):
             for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)))
         self.norm, self.classes = nn.BatchNorm2d(64), nn.Linear(64, classes)
 
-    def outputs(self, x):
-        """What the three groups give; the classes are read from the last."""
-        x, found = self.first(x), []
+    def forward(self, x):
+        x = self.first(x)
         for group in self.groups:
             x = group(x)
-            found.append(x)
-        return found
-
-    def classify(self, x):
         return self.classes(F.relu(self.norm(x)).mean((-2, -1)))
 
-    def forward(self, x):
-        return self.classify(self.outputs(x)[-1])
 
-
-wrn_16_1, wrn_40_1 = partial(WideResNet, 2), partial(WideResNet, 6)
 BODIES = {
     "all-cnn": all_cnn, "resnet-20": resnet_20, "nin": network_in_network, "fitnet": fitnet,
-    "wrn-16-1": wrn_16_1, "wrn-student": wrn_16_1, "wrn-40-1": wrn_40_1,
+    "wrn-16-1": partial(WideResNet, 2), "wrn-40-1": partial(WideResNet, 6),
 }

@@ -8,9 +8,9 @@ from
 * Network in Network: Lin, Chen, Yan (2013), arXiv 1312.4400; N(0, 0.05) from the authors' Caffe model. Its rate falls
   twice when the loss no longer does; when that is was never published.
 * ResNet-20: He, Zhang, Ren, Sun (2015), arXiv 1512.03385, section 4.2, shortcuts without parameters (option A).
-* WRN-16-1 and its teacher WRN-40-1: Zagoruyko, Komodakis, arXiv 1605.07146 and 1612.03928 (attention transfer) and the
-  code of the latter. As others quote them, the 91.23% of table 1 are WRN-16-1 without a teacher, and the 93.42% of
-  section 5.2 are WRN-40-1. Their border is the mirrored image, ours the mean colour.
+* WRN-16-1 and WRN-40-1: Zagoruyko, Komodakis, arXiv 1605.07146 and 1612.03928 and the code of the latter, where
+  WRN-40-1 teaches WRN-16-1. As others quote them, the 91.23% of table 1 are WRN-16-1 without a teacher, and the 93.42%
+  of section 5.2 are WRN-40-1. Their border is the mirrored image, ours the mean colour.
 * FitNet-4: Romero et al. (2014), arXiv 1412.6550. Its authors need a teacher's hints; Mishkin and Matas (2015), arXiv
   1511.06422, train it directly from orthonormal filters, and that is what is done here, with their dropout.
 
@@ -29,7 +29,7 @@ from torch import nn
 from hcnn.architecture import CLASSES, Architecture, register
 from hcnn.companion.baselines.networks import BaselineNetwork, body
 from hcnn.network import build
-from hcnn.settings import Rule, Settings, integer, is_integer, one_of, tuple_of
+from hcnn.settings import Settings, integer, is_integer, one_of, tuple_of
 from hcnn.training.recipe import Recipe, published
 
 
@@ -56,7 +56,6 @@ SYSTEMS = {
     "resnet-20": System("ResNet-20", _falling(164, 0.1, (32 / 64, 48 / 64), 1e-4)),  # thousands of steps
     "nin": System("Network in Network", _falling(307, 0.1, (100 / 120, 110 / 120), 1e-4), (0.0, 0.5), "normal-0.05"),
     "wrn-16-1": System("WRN-16-1", WRN),
-    "wrn-student": System("WRN-16-1 with a teacher", WRN),
     "wrn-40-1": System("WRN-40-1", WRN),
     "fitnet": System("FitNet-4", _falling(230, 0.01, (40 / 90, 60 / 90, 80 / 90), 5e-4), (0.2, 0.2), "orthonormal"),
 }
@@ -66,9 +65,6 @@ SYSTEMS = {
 class Baseline(Settings):
     """A compared network, one of SYSTEMS.
 
-    teacher: of wrn-student alone, the folder name of a finished run of WRN-40-1 (None: as published, seed 0).
-    padding_mode: zeros.
-
     Raises ValueError naming the parameter, its value and the allowed values.
     """
 
@@ -76,13 +72,11 @@ class Baseline(Settings):
     num_classes: int = 10
     image_size: tuple[int, int] = (32, 32)
     in_channels: int = 3
-    teacher: str | None = None
     padding_mode: str = "zeros"
 
     RULES: ClassVar = {
         "variant": one_of(SYSTEMS), "num_classes": integer(2), "in_channels": integer(1),
         "image_size": tuple_of(lambda n: is_integer(n, 4), "two integers of at least 4 (height, width)", 2),
-        "teacher": Rule(lambda name: name is None or isinstance(name, str), "the folder name of a run"),
         "padding_mode": one_of(("zeros",)),
     }
     one_process: ClassVar = True  # normalisations are not shared between processes
@@ -90,8 +84,6 @@ class Baseline(Settings):
     def _check(self):
         if self.variant == "all-cnn":  # so that something is left after subsampling by 4
             self._require("image_size", min(self.image_size) >= 9, "two integers of at least 9 (height, width)")
-        if self.variant != "wrn-student":
-            self._require("teacher", self.teacher is None, f"none for {self.variant}; only wrn-student has one")
 
     @classmethod
     def preset(cls, dataset, variant, **overrides):

@@ -18,7 +18,7 @@ PAPER = {
     "cifar10": (
         ("Hierarchical CNN", "hcnn", "0.098M", 91.23), ("Hierarchical CNN (+)", "hcnn-plus", "0.34M", 92.30),
         ("All-CNN", "all-cnn", "1.3M", 92.75), ("ResNet 20", "resnet-20", "0.27M", 91.25),
-        ("Network in Network", "nin", "0.98M", 91.20), ("WRN-student", "wrn-student", "0.17M", 91.23),
+        ("Network in Network", "nin", "0.98M", 91.20), ("WRN-student", "wrn-16-1", "0.17M", 91.23),
         ("FitNet", "fitnet", "2.5M", 91.61),
     ),
     "cifar100": (
@@ -27,10 +27,9 @@ PAPER = {
         ("FitNet", "fitnet", "2.5M", 64.96),
     ),
 }
-# Rows that the paper has in its text only (section 5.2) or, WRN-16-1 and WRN-40-1, in arXiv 1612.03928, which it cites.
+# Rows that the paper has in its text only (section 5.2) or, WRN-40-1, in arXiv 1612.03928, which it cites.
 BESIDE = {
     "cifar10": (
-        ("WRN-16-1, no teacher (Zagoruyko and Komodakis)", "wrn-16-1", "0.2M", 91.23),
         ("WRN-40-1, the teacher (Zagoruyko and Komodakis)", "wrn-40-1", "0.6M", 93.42),
         ("HyperNetworks (Ha et al. 2016), quoted only", None, "0.097M", 91.98),
     ),
