@@ -180,6 +180,9 @@ def test_what_does_not_hold_still_is_not_kept(here, monkeypatch, tmp_path):
     said = []
     assert len(speed_table.measure_all([TINY], path, log=said.append)) == 0
     assert f"{len(table)} of {len(table)} rows spread" in said[0]
+    monkeypatch.setattr(speed_table, "run", lambda case, log: table.to_dict("records"))
+    table[1:].to_csv(path, index=False)
+    assert len(speed_table.measure_all([TINY], path, log=said.append)) == len(table), "a row that lacks is made"
     table.assign(matrix_spread=0.2).to_csv(path, index=False)
     assert all("more than 15%" in finding for finding in speed_table.check(path)) and speed_table.check(path)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from hcnn.architecture import VARIANTS
-from hcnn.companion.speed.cases import Case, chosen
+from hcnn.companion.speed.cases import Case, available, chosen
 from hcnn.companion.speed.timing import run
 from hcnn.device import device_name
 from hcnn.paths import RESULTS
@@ -57,7 +57,8 @@ def cases(device="cpu", threads=2):
 
 
 def measure_all(some, path=FILE, again=False, max_seconds=None, log=print):
-    """Measure cases one after the other and keep the rows of each at once; those that have rows are left out.
+    """Measure cases one after the other and keep the rows of each at once; those that lack no row are left
+    out.
 
     again: measure them anew. No case begins after `max_seconds`; one that fails is said, and the others go on. Returns
     the rows of these cases on this machine.
@@ -65,7 +66,7 @@ def measure_all(some, path=FILE, again=False, max_seconds=None, log=print):
     begin, failed = time.monotonic(), []
     for number, case in enumerate(some, 1):
         name = f"{number} of {len(some)}: {case.name}"
-        if not again and _mine(case, load(path)).any():
+        if not again and _mine(case, load(path)).sum() >= len(available(case)):
             log(f"{name}: known")
             continue
         if max_seconds is not None and time.monotonic() - begin >= max_seconds:
