@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import pandas as pd
 
 from hcnn.architecture import VARIANTS
-from hcnn.companion.experiments import HERE, QUICK, comparisons, experiment, in_words, plain
+from hcnn.companion.experiments import BASE, HERE, QUICK, comparisons, experiment, in_words, plain
 from hcnn.companion.results.runs import IMAGES, TITLES, usable
 from hcnn.training.recipe import published
 
@@ -51,7 +51,7 @@ READINGS = {
                        lambda gain, after: 100 - (100 - after) / (1 - gain / 100)),
 }
 STEPS = (  # of Q, from large to small, and the trainings that differ in it alone
-    (dict(variant="hcnn"), (32, 16, 9)), (dict(variant="hcnn-plus"), (32, 16, 9)), (HERE[0], (16, 9, 4, 2)),
+    (dict(variant="hcnn"), (32, 16, 9)), (dict(variant="hcnn-plus"), (32, 16, 9)), (BASE, (16, 9, 4, 2)),
 )
 
 
@@ -77,6 +77,11 @@ def under_way(training, runs):
         return ""
     run = max(begun, key=lambda run: run.epochs_done)
     return f"{run.accuracy:.2f}% after {run.epochs_done} of {run.epochs} epochs, {run.seconds:.0f} s, {run.device}"
+
+
+def tested_on(training):
+    """Which images the accuracies of an Experiment are of, as run.json says it."""
+    return "test images" if training.split == "test" else "held-out training images"
 
 
 def by_seed(training, runs):
@@ -182,7 +187,7 @@ def choices(runs):
             "accuracy, base": spread(before[seed] for seed in seeds)["accuracy"],
             "accuracy, changed": spread(after[seed] for seed in seeds)["accuracy"],
             **spread((after[seed] - before[seed] for seed in seeds), "difference (points)", "+"),
-            "tested on": "test images" if base.split == "test" else "held-out training images"})
+            "tested on": tested_on(base)})
     return pd.DataFrame(rows)
 
 
@@ -194,7 +199,7 @@ def gain_of_Q(runs):
     """
     accuracies, rows = {row[1]: row[3] for row in PAPER["cifar10"]}, []
     for base, steps in STEPS:
-        label, reached = experiment(**base).label, {Q: by_seed(experiment(**base | dict(Q=Q)), runs) for Q in steps}
+        training, reached = experiment(**base), {Q: by_seed(experiment(**base | dict(Q=Q)), runs) for Q in steps}
         for words, (gain, before) in READINGS.items():
             implied, found = accuracies[base["variant"]] if 32 in steps else None, []
             for low, high in zip(steps[1:], steps):
@@ -202,7 +207,8 @@ def gain_of_Q(runs):
                 implied = before(claimed, implied) if implied and claimed else None
                 seeds = sorted(reached[low].keys() & reached[high].keys())
                 found.append({
-                    "network": label, "Q": f"{low} to {high}", "read as": words, "paper": claimed or "",
+                    "network": training.label, "epochs": training.recipe.epochs, "tested on": tested_on(training),
+                    "Q": f"{low} to {high}", "read as": words, "paper": claimed or "",
                     "accuracy implied": f"{implied:.2f}" if implied else "",
                     **spread((gain(reached[low][seed], reached[high][seed]) for seed in seeds), "here", "+")})
             rows += reversed(found)
