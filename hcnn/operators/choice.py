@@ -24,13 +24,11 @@ def convolution(layer, x, matrix, bias, h=None, b=None):
 
 
 def fourier(layer, x, kernel, bias, h=None, b=None):
-    """On a CPU, transformed along the last attribute."""
-    if h is None:
-        return fourier_conv(layer, x, kernel, bias)
-    return tiled(layer, x, kernel, bias, h, b, transformed=True)
+    """On a CPU, transformed along the last attribute; HCNN(+) tile by tile."""
+    return fourier_conv(layer, x, kernel, bias) if h is None else tiled(layer, x, kernel, bias, h, b)
 
 
-PATHS = {path.__name__: path for path in (convolution, tiled, fourier, fused)}
+PATHS = {path.__name__: path for path in (convolution, fourier, fused)}
 
 
 def choose(layer, x):
@@ -41,6 +39,4 @@ def choose(layer, x):
         return "fused" if fusible else "convolution"
     if layer.Q is None:
         return "convolution"
-    if saving(layer.grid, layer.support, layer.along) >= SAVING:
-        return "fourier"
-    return "tiled" if layer.elu else "convolution"
+    return "fourier" if saving(layer.grid, layer.support, layer.along) >= SAVING else "convolution"

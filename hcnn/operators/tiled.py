@@ -6,9 +6,8 @@ with p_v(u) the patches of attribute v, u the positions of a tile, o = (attribut
 large as the input; neither it nor the patches of a whole minibatch are stored: the backward pass makes each tile
 again.
 
-Where it saves enough, z is transformed along the last attribute (`fourier`): M z, then G small products, then V. The
-last attribute is the slowest index of v here, so that M and V are products of matrices. Without a transform all
-attributes count as the others, and M and V are 1.
+z is transformed along the last attribute (`fourier`): M z, then G small products, then V. The last attribute is the
+slowest index of v here, so that M and V are products of matrices.
 """
 
 from math import prod
@@ -109,27 +108,23 @@ def _tiles_of(x, h, size):
 
 
 def _mixed(matrix, t):
-    """The matrix times t, whose slowest index it sums, in the precision of the matrix; t itself for the matrix 1."""
-    return t if matrix.numel() == 1 else (matrix @ t.view(matrix.shape[1], -1).to(matrix.dtype)).to(t.dtype)
+    """The matrix times t, whose slowest index it sums, in the precision of the matrix."""
+    return (matrix @ t.view(matrix.shape[1], -1).to(matrix.dtype)).to(t.dtype)
 
 
-def tiled(layer, x, matrix, bias, h, b, transformed=False):
+def tiled(layer, x, matrix, bias, h, b):
     """W_j of HCNN(+) as above, differentiable once in every tensor. Under autocast the products have its precision.
 
-    x (batch, *grid, height, width); matrix (outputs * filters, inputs, Q) from `attribute_matrix`, or transformed, from
-    `transformed_kernel`; bias (outputs * filters,); h (Q, k, k) and b (Q,) from `normalised_filters`. Returns (batch,
-    outputs * filters, height', width').
+    x (batch, *grid, height, width); matrix from `transformed_kernel`; bias (outputs * filters,); h (Q, k, k) and b (Q,)
+    from `normalised_filters`. Returns (batch, outputs * filters, height', width').
     """
-    n, k, space, dtype = len(x), h.shape[-1], layer.space, product_dtype(x)
-    B, M, V = 1, matrix.new_ones(1, 1), matrix.new_ones(1, 1)
-    if transformed:
-        M, _, V = (t.to(matrix) for t in products(layer.grid[-1], layer.support[-1], layer.along))
-        B, M = layer.grid[-1], M.flatten(0, 1)
+    n, k, B, space, dtype = len(x), h.shape[-1], layer.grid[-1], layer.space, product_dtype(x)
+    M, _, V = (t.to(matrix) for t in products(B, layer.support[-1], layer.along))
     size = tuple(map(space.outputs, x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
         x = pad_space(x.reshape(n, -1, *x.shape[-2:]), k, space)
         bias = bias.view(-1, len(V), layer.filters).transpose(0, 1).contiguous()
         filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)
         out = _TiledProduct.apply(x.view(n, -1, B, *x.shape[-2:]), matrix.view(V.shape[1], -1, matrix[0].numel()), bias,
-                                  filters_and_bias, M, V, dtype, size, k, space.stride)
+                                  filters_and_bias, M.flatten(0, 1), V, dtype, size, k, space.stride)
     return out.flatten(1, 3)

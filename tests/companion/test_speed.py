@@ -138,7 +138,7 @@ def measured(two_cases, tmp_path, monkeypatch):
 def test_measured_rows_pass_and_a_number_changed_by_hand_is_found(measured):
     table = speed_table.load(measured)
     assert speed_table.check(measured) == [] and (table.rounds == 2).all()
-    assert set(table.path) == {"literal", "folded", "fourier", "unfused", "tiled"}
+    assert set(table.path) == {"literal", "folded", "fourier", "unfused"}
     for column in [*speed_table.DERIVED, "seconds", "literal_seconds", "batch"]:
         changed = table.astype({column: float})
         changed.loc[1, column] *= 1.1

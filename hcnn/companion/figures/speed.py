@@ -7,7 +7,7 @@ from hcnn.companion.speed.table import PATHS, counted
 BASE = {"cpu": dict(K=16, Q=32, batch=8, size=8), "cuda": dict(K=16, Q=32, batch=50, size=32)}
 LABELS = {"K": "K, values of an attribute", "Q": "Q, separable filters", "batch": "images in a minibatch"}
 COLOURS = {"literal": "#555555", "folded": "#1f78b4", "fourier": "#d95f02", "unfused": "#1f78b4",
-           "tiled": "#7570b3", "fused": "#d95f02", "graph": "#33a02c"}
+           "fused": "#d95f02", "graph": "#33a02c"}
 LINES = {"fp32": "-", "TF32": "-.", "bf16": ":"}
 MACHINE = ["processor", "threads", "torch"]
 

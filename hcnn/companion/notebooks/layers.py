@@ -7,7 +7,7 @@ from hcnn.counts import carried
 from hcnn.network import AttributeConv
 from hcnn.reference import factorised_layer
 
-PATHS = {"HCNN": ("convolution", "fourier"), "HCNN(+)": ("tiled", "fourier")}  # of `operators.choice`, on a CPU
+PATHS = {name: ("convolution", "fourier") for name in ("HCNN", "HCNN(+)")}  # of `operators.choice`, on a CPU
 
 
 def largest_errors(elu, padding_mode, path):

@@ -4,8 +4,8 @@ A `Case` is one network or layer on one machine; `timing` measures it. The paths
 
 literal: `reference.literal_attribute_conv`, PyTorch's convolutions as a practitioner writes them, the denominator of
 every ratio. folded, unfused: one convolution of all attributes (HCNN); ELU(x * h) in memory, then a matrix product
-(HCNN(+)). tiled: HCNN(+) in tiles on the CPU. fourier: folded, or in tiles, and transformed along the last attribute,
-on the CPU. fused: HCNN(+) in Triton on the GPU. graph: the path of the network by default, as a CUDA graph.
+(HCNN(+)). fourier: folded, or in tiles, and transformed along the last attribute, on the CPU. fused: HCNN(+) in Triton
+on the GPU. graph: the path of the network by default, as a CUDA graph.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from hcnn.reference import literal_attribute_conv
 
 PATHS = {  # operators.choice.PATHS: their names here, for HCNN and HCNN(+)
     "hcnn": {"convolution": "folded", "fourier": "fourier", "fused": "fused"},
-    "hcnn-plus": {"convolution": "unfused", "tiled": "tiled", "fourier": "fourier", "fused": "fused"},
+    "hcnn-plus": {"convolution": "unfused", "fourier": "fourier", "fused": "fused"},
 }
 PRECISIONS = ("fp32", "TF32", "bf16")
 SUPPORT = (7, 11)
@@ -90,7 +90,7 @@ def available(case):
     precisions = [p for p in PRECISIONS if p == "fp32" or (p == "TF32" and gpu) or (p == "bf16" and bf16)]
     paths, on_cpu = {"literal": precisions}, [] if gpu else precisions
     if case.variant == "hcnn-plus":
-        paths |= {"unfused": precisions, "tiled": on_cpu, "fourier": on_cpu, "fused": ["bf16"] if gpu and bf16 else []}
+        paths |= {"unfused": precisions, "fourier": on_cpu, "fused": ["bf16"] if gpu and bf16 else []}
     else:
         paths |= {"folded": precisions, "fourier": on_cpu, "fused": precisions if gpu else []}
     if gpu and case.what == "network":

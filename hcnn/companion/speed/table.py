@@ -32,7 +32,7 @@ MAY_BE_ZERO = ("spread", "peak_mb", "matrix_spread")
 STEADY = 0.15  # the largest quartile range of seconds or yardstick, as a share of the median, that is stored
 PATHS = {
     "literal": "written with PyTorch's convolutions", "folded": "folded", "fourier": "Fourier transform",
-    "unfused": "unfused", "tiled": "fused, in tiles", "fused": "fused, in Triton", "graph": "as a CUDA graph",
+    "unfused": "unfused", "fused": "fused, in Triton", "graph": "as a CUDA graph",
 }
 README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio (95%)", "memory, share of the former's")
 
