@@ -108,8 +108,8 @@ def test_accuracy_has_a_panel_a_data_set_open_marks_for_the_paper_and_a_bar_of_o
                            ("CIFAR-100", "All-CNN", False, "paper", 1e6, 66.3, np.nan, np.nan)], columns=columns)
     fig = counts.accuracy_against(points, "parameters", "parameters")
     assert [ax.get_title() for ax in fig.axes] == ["CIFAR-10", "CIFAR-100"]
-    assert written(fig)[:2] == ["HCNN", "HCNN here"]
-    paper, here = fig.axes[0].containers
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["1  HCNN here", "2  HCNN"]
+    here, paper = fig.axes[0].containers
     assert paper[0].get_markerfacecolor() == "none" != here[0].get_markerfacecolor()
     assert np.allclose(here[2][0].get_segments()[0][:, 1], [89.5, 90.5])
     assert counts.accuracy_against(points, "core_hours", "core-hours") is None

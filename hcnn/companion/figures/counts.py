@@ -2,6 +2,7 @@
 
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from hcnn.companion.figures.common import GREY, MIDDLE, NEW, OLD, finished, grid_of_axes
 
@@ -55,23 +56,27 @@ def parameters(panels):
 def accuracy_against(points, x, label):
     """points: `results.tables.points`, a panel for each data set: accuracy against the column x on a logarithmic axis.
 
-    Open: the paper's numbers. Filled, with a bar of one deviation: ours. Rows without x are left out; None without any.
+    Open: the paper's numbers. Filled, with a bar of one deviation: ours. Marks are numbered from left to right. Rows
+    without x are left out; None without any.
     """
     points = points.dropna(subset=[x])
     if points.empty:
         return None
     panels = list(points.groupby("data", sort=False))
-    fig, axes = grid_of_axes(1, len(panels), 6.5, 5, ruled=True, squeeze=False)
+    fig, axes = grid_of_axes(1, len(panels), 8, 4.5, ruled=True, squeeze=False)
     for ax, (title, rows) in zip(axes[0], panels):
-        for i, row in enumerate(rows.sort_values(x).itertuples()):
+        for number, row in enumerate(rows.sort_values([x, "accuracy"]).itertuples(), 1):
             at, paper = (getattr(row, x), row.accuracy), row.source == "paper"
             colour = NEW if row.ours else GREY
             ax.errorbar(*at, None if np.isnan(row.deviation) else row.deviation, fmt="o", color=colour, capsize=3,
-                        markerfacecolor="none" if paper else colour)
-            side = dict(xytext=(0, 7), ha="left") if i % 2 else dict(xytext=(0, -7), ha="right")
-            ax.annotate(row.system, at, textcoords="offset points", fontsize=8, rotation=40, rotation_mode="anchor",
-                        va="center", color=colour, **side)
+                        markerfacecolor="none" if paper else colour, label=f"{number}  {row.system}")
+            ax.annotate(str(number), at, (-10 if number % 2 else 10, 0), textcoords="offset points", fontsize=8,
+                        ha="center", va="center", color=colour)
         ax.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
-        ax.margins(x=0.2, y=0.5)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.margins(x=0.1, y=0.1)
         ax.set_title(title, fontsize=10)
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return finished(fig)
