@@ -147,7 +147,8 @@ QUICK = [
     dict(variant="hcnn-plus", K=4, Q=9, preset="short", epochs=2, sizes=[16]),
     dict(dataset="cifar100", variant="hcnn", K=8, Q=16, preset="short", epochs=1, sizes=[16]),
 ]
-# What is open in the paper, the field of network or recipe that answers it, or `precision`, the answers, BASE's first.
+# What is open in the paper, or claimed of Q; the field of network or recipe that answers it, or `precision`; the
+# answers, BASE's first.
 CHOICES = (
     ("normalisation after g", "output_norm", (False, True)),
     ("ELU at j = J - 1", "last_elu", (True, False)),
@@ -155,7 +156,7 @@ CHOICES = (
     ("translations in pixels", "shift", (6, 4)),
     ("positions of the statistics", "statistics", ("all", "strided")),
     ("over attributes and space", "reduction", ("mean", "sum")),
-    ("separable filters", "Q", (16, 9, 4, 2)),
+    ("the claim about Q", "Q", (16, 9, 4, 2)),
     ("boundary", "padding_mode", ("zeros", "periodic")),
     ("eps of the normalisation", "norm_eps", (1e-5, 1e-3)),
     ("momentum of the statistics", "norm_momentum", (0.1, 0.01)),

@@ -13,6 +13,7 @@ from hcnn.data.cifar import SOURCES, content_checksum, download_files, file_path
 from hcnn.settings import is_integer
 
 DATASETS = ("cifar10", "cifar100", "digits")
+TESTED_ON = {"test": "test images", "validation": "held-out training images"}  # by split
 DIGITS_CONTENT = {"train": "6bdefbace9eae46fc546edbb3e02336bd96cc304499a7e69768b9de8117c4c25",
                   "test": "5105d1d3d54d4004b4f052d05bcd3648477d6dd7962a7e5a67a32092f602f7d6"}
 

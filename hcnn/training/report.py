@@ -4,6 +4,7 @@ import time
 
 from tqdm import tqdm
 
+from hcnn.data.datasets import TESTED_ON
 from hcnn.network import HCNN
 from hcnn.operators import fused
 from hcnn.training.recipe import preset_of
@@ -72,7 +73,7 @@ def summary(training, weights_sha256):
         name=training.folder.name, parameters=parameters, preset=preset, overrides=overrides,
         epochs=training.recipe.epochs, epochs_done=state["epoch"],
         test_accuracy=rows[-1]["test_accuracy"] if rows else None, test_loss=rows[-1]["test_loss"] if rows else None,
-        tested_on="test images" if parameters["split"] == "test" else "held-out training images",
+        tested_on=TESTED_ON[parameters["split"]],
         train_images=len(data.train_labels), test_images=len(data.test_labels), substitutes=data.substitutes,
         data_checksum=data.checksum, classes=list(data.classes), mean=list(training.mean), std=list(training.std),
         counts=training.architecture.count(), seconds=round(sum(row["seconds"] for row in rows), 3),

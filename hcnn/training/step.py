@@ -78,8 +78,8 @@ class Step:
         x = x if size is None else shrink(x, size)
         with self.autocast():
             logits = self.network(x)
-            loss = minimised = F.cross_entropy(logits.float(), y, reduction="sum")
-        smoothing = self.recipe.label_smoothing
+            loss = F.cross_entropy(logits.float(), y, reduction="sum")
+        minimised, smoothing = loss, self.recipe.label_smoothing
         if smoothing:  # the share of the loss that all classes have alike
             alike = -F.log_softmax(logits.float(), 1).mean(1).sum()
             minimised = (1 - smoothing) * loss + smoothing * alike

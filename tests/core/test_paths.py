@@ -90,8 +90,8 @@ def largest_tensor(path, batch):
     return sizes.largest
 
 
-def test_tiles_never_makes_a_tensor_of_the_size_of_z():
+def test_tiles_never_make_a_tensor_of_the_size_of_z():
     z = 8 * 16 * 32 * 16 * 16  # Q maps for each input map, one image
     assert largest_tensor("convolution", 4) >= 4 * z
-    # patches' rows of the moments, outputs (512 maps) and the matrix (512 x 4096) are the largest that remain
+    # twice a tile of z, patches' rows of the moments, outputs (512 maps) and the kernel are the largest that remain
     assert largest_tensor("fourier", 4) <= 512 * 4096 < 4 * z

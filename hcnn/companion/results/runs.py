@@ -13,6 +13,7 @@ import pandas as pd
 
 from hcnn import paths
 from hcnn.companion.experiments import Experiment
+from hcnn.data.datasets import TESTED_ON
 from hcnn.training import run_folder
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
@@ -87,7 +88,7 @@ class Run:
 
     @property
     def tested_on(self):
-        return f"{self.test_images:,} {'test images' if self.split == 'test' else 'held-out training images'}"
+        return f"{self.test_images:,} {TESTED_ON[self.split]}"
 
 
 def in_epochs(n):

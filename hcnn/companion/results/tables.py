@@ -11,6 +11,7 @@ import pandas as pd
 from hcnn.architecture import VARIANTS
 from hcnn.companion.experiments import BASE, HERE, QUICK, comparisons, experiment, in_words, plain
 from hcnn.companion.results.runs import IMAGES, TITLES, usable
+from hcnn.data.datasets import TESTED_ON
 from hcnn.training.recipe import published
 
 # Tables 1 and 2 of the paper: model, the variant that a run of it has, number of parameters, accuracy in percent.
@@ -77,11 +78,6 @@ def under_way(training, runs):
         return ""
     run = max(begun, key=lambda run: run.epochs_done)
     return f"{run.accuracy:.2f}% after {run.epochs_done} of {run.epochs} epochs, {run.seconds:.0f} s, {run.device}"
-
-
-def tested_on(training):
-    """Which images the accuracies of an Experiment are of, as run.json says it."""
-    return "test images" if training.split == "test" else "held-out training images"
 
 
 def by_seed(training, runs):
@@ -187,7 +183,7 @@ def choices(runs):
             "accuracy, base": spread(before[seed] for seed in seeds)["accuracy"],
             "accuracy, changed": spread(after[seed] for seed in seeds)["accuracy"],
             **spread((after[seed] - before[seed] for seed in seeds), "difference (points)", "+"),
-            "tested on": tested_on(base)})
+            "tested on": TESTED_ON[base.split]})
     return pd.DataFrame(rows)
 
 
@@ -207,7 +203,7 @@ def gain_of_Q(runs):
                 implied = before(claimed, implied) if implied and claimed else None
                 seeds = sorted(reached[low].keys() & reached[high].keys())
                 found.append({
-                    "network": training.label, "epochs": training.recipe.epochs, "tested on": tested_on(training),
+                    "network": training.label, "epochs": training.recipe.epochs, "tested on": TESTED_ON[training.split],
                     "Q": f"{low} to {high}", "read as": words, "paper": claimed or "",
                     "accuracy implied": f"{implied:.2f}" if implied else "",
                     **spread((gain(reached[low][seed], reached[high][seed]) for seed in seeds), "here", "+")})

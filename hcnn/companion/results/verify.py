@@ -22,7 +22,7 @@ from hcnn.companion.results.runs import IMAGES, load_runs
 from hcnn.companion.results.write import with_results, write_tables
 from hcnn.companion.speed.table import check as check_speed
 from hcnn.data.cifar import SOURCES
-from hcnn.data.datasets import DIGITS_CONTENT, available, load_dataset, split_dataset
+from hcnn.data.datasets import DIGITS_CONTENT, TESTED_ON, available, load_dataset, split_dataset
 from hcnn.device import choose_device
 from hcnn.training import run_folder
 from hcnn.training.evaluation import evaluate
@@ -90,7 +90,7 @@ def _expected(run):
         epochs=run.recipe.epochs, substitutes=run.substitutes,
         data_checksum=run_folder.sha256(content["train"] + content["test"]),
         train_images=run.parameters["train_size"] or train, test_images=test,
-        tested_on="test images" if run.split == "test" else "held-out training images",
+        tested_on=TESTED_ON[run.split],
     )
 
 
