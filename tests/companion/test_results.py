@@ -5,6 +5,7 @@ one does.
 import json
 import statistics
 
+import pandas as pd
 import pytest
 
 from hcnn import paths
@@ -126,7 +127,10 @@ def test_a_run_that_counts_is_not_listed_among_the_others(tmp_path):
 
 def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_path):
     for seed, accuracy in ((0, 0.81), (1, 0.83)):
-        fabricate(tmp_path, accuracy, **HERE[0] | dict(seed=seed))
+        folder = fabricate(tmp_path, accuracy, **HERE[0] | dict(seed=seed))
+    metrics = pd.read_csv(folder / run_folder.METRICS)
+    metrics.loc[[3, 30], "seconds"] = 900.0  # paused, or beside other work
+    run_folder.write_metrics(folder, metrics.to_dict("records"))
     fabricate(tmp_path, 0.9, variant="resnet-20", preset="short", epochs=40,
               info=dict(device="a GPU", device_type="cuda"))
     table = tables.trained_here(load_runs(tmp_path))

@@ -15,6 +15,7 @@ from hcnn import paths
 from hcnn.companion.experiments import Experiment
 from hcnn.data.datasets import TESTED_ON
 from hcnn.training import run_folder
+from hcnn.training.recipe import size_at
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
 IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1_500, 297)}  # to train, to test
@@ -77,10 +78,14 @@ class Run:
 
     @property
     def core_hours(self):
-        """Hours times busy cores, evaluation included; None on a GPU."""
+        """Hours times busy cores, evaluation included, as if every epoch had taken as long as the quickest one with
+        images of its size: other work, or a pause, makes single epochs several times longer. None on a GPU.
+        """
         if self.info.get("device_type", "cpu") != "cpu":
             return None
-        return self.seconds * self.info["threads"] * self.info.get("processes", 1) / 3600
+        sizes = [size_at(self.recipe, epoch) or 0 for epoch in range(self.epochs_done)]
+        seconds = self.metrics.seconds.groupby(sizes).transform("min").sum()
+        return seconds * self.info["threads"] * self.info.get("processes", 1) / 3600
 
     @property
     def data(self):

@@ -82,7 +82,8 @@ def readme_results(runs, folder):
         markdown(paper[list(OF_PAPER)].rename(columns=OF_PAPER)),
         *begun,
         "Trained here, on a CPU, by the short recipe. Rows with one data set and number of epochs are comparable with\n"
-        "each other, and with nothing above; multiply-adds are those of one full-size image.\n",
+        "each other, and with nothing above; multiply-adds are those of one full-size image, core-hours those of the\n"
+        "quickest epoch of each image size (other work ran beside most epochs).\n",
         markdown(here) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
         "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
         "float32.\n",
