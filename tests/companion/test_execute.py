@@ -223,6 +223,7 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     assert all(given.items() >= asked.items() for given, asked in zip(trained, QUICK))
     on_digits = [given for _, given, _ in execute.everything("small", ["digits"])]
     assert {given["dataset"] for given in on_digits if "dataset" in given} == {"digits"}
+    assert {given["epochs"] for given in on_digits if "epochs" in given} == {20}
 
 
 @pytest.mark.parametrize("status, ends", [(0, ["05"]), (1, [])])

@@ -114,13 +114,17 @@ def digits_stand_in(dataset):
     return not available(dataset) and load_dataset(dataset, fallback=True).substitutes is not None
 
 
+def trains_on_digits(path, dataset):
+    return path.stem in TRAINING.values() and (dataset == "digits" or digits_stand_in(dataset))
+
+
 def planned(path, profile, given, out=None):
     """One execution, checked: (path, parameters, the executed copy, whose name tells it from the profile's own)."""
     known = {name: default for name, (default, _) in defaults(path).items()}
     out = OUT[profile] if out is None else out
     own = usual(profile, path.stem) | (dict(out=out) if "out" in known else {})
     dataset = given.get("dataset", known.get("dataset"))
-    on_digits = path.stem in TRAINING.values() and (dataset == "digits" or digits_stand_in(dataset))
+    on_digits = trains_on_digits(path, dataset)
     own |= DIGITS.get(profile, {}) if on_digits else {}
     check(path, own | given)
     before = known | own
@@ -136,8 +140,13 @@ def planned(path, profile, given, out=None):
 
 def everything(profile, datasets, out=None):
     """The jobs of a profile in order; that of a notebook which the profile does not name are its defaults."""
-    found = jobs(profile, datasets) or [(path.stem, {}) for path in every()]
-    return [planned(find(stem), profile, given, out) for stem, given in found]
+    steps = []
+    for stem, given in jobs(profile, datasets) or [(path.stem, {}) for path in every()]:
+        path, changes = find(stem), DIGITS.get(profile)
+        if changes and trains_on_digits(path, given.get("dataset")):
+            given = given | changes
+        steps.append(planned(path, profile, given, out))
+    return steps
 
 
 def swept(names, profile, given, grid):
