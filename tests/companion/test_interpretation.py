@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from hcnn import HCNN, Architecture
 from hcnn.companion.baselines.systems import Baseline
@@ -17,12 +17,14 @@ from hcnn.companion.interpretation import measure, properties, storage
 from hcnn.companion.interpretation.attributes import (
     attribute_arrays,
     bootstrap,
+    exchanged,
     nearest,
     permutation,
     sequences,
     smooth,
     translate,
 )
+from hcnn.companion.interpretation.carried import COLOUR, appearance, carried, correlations, told_apart
 from hcnn.companion.interpretation.probability import progression, same_class_probability
 from hcnn.companion.notebooks import interpretation as cells
 from hcnn.data.datasets import load_dataset
@@ -111,6 +113,21 @@ def test_permutation_moves_every_row_and_is_no_rotation_or_reflection(rows):
     assert torch.equal(permutation(rows), permutation(rows))
 
 
+@pytest.mark.parametrize("rows, without", [(4, {2}), (6, {2, 3, 4}), (8, {4}), (12, {4, 6, 8})])
+def test_exchanged_rows_move_as_far_as_translated_ones_in_pairs_and_overlap_with_where_they_were_as_much(rows, without):
+    one = torch.eye(rows)[None]  # row v is the unit vector v: products of smoothed arrays are their overlap
+    assert exchanged(rows, 0) is None
+    for tau in range(1, rows):
+        order = exchanged(rows, tau)
+        assert (order is None) == (tau in without)
+        if order is not None:
+            assert torch.equal(order[order], torch.arange(rows)), "pairs"
+            assert set(((order - torch.arange(rows)) % rows).tolist()) == {tau, rows - tau}
+            assert not torch.equal(order, exchanged(rows, rows - tau)), "the other pairs"
+            overlaps = [(smooth(one) * smooth(x)).sum() for x in (one[:, order], translate(one, tau))]
+            assert overlaps[0] == pytest.approx(overlaps[1])
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 2**20])
 def test_search_equals_brute_force(chunk):
     queries, database = random(23, 12) + 1000, random(50, 12, seed=1) + 1000  # a common offset costs no accuracy
@@ -159,7 +176,7 @@ def planted(label, m=500, depths=(3, 4, 5), taus=(0, 1, 2, 3)):
     index = np.stack([np.stack([label(own, j) for _ in taus]) for j in depths])
     return dict(depths=np.array(depths), taus=np.array(taus), labels=np.arange(10), predictions=np.arange(10),
                 query_labels=own, query_predictions=own, index=index, distance=np.ones(index.shape),
-                permuted=index[:, 0])
+                exchanged=index[:, [1, 3]], exchanges=np.array([1, 3]))
 
 
 def sometimes(share, generator):
@@ -177,6 +194,7 @@ def test_probability_of_a_planted_database_is_one_and_of_a_random_one_chance():
     assert {(r.depth, r.tau) for r in moved.itertuples() if r.exact} == EXACT
     chance = same_class_probability(planted(lambda own, j: draw.integers(0, 10, len(own))), a)
     assert chance.probability.sub(0.1).abs().max() < 0.05
+    assert np.allclose(sure.images, 10) and np.array_equal(sure.tau, 3 * [0, 1, 2, 3, 1, 3])
     chance = chance[chance.kind != "chance"]
     inside = (chance.low <= 0.1) & (chance.high >= 0.1)
     assert inside.mean() > 0.8, "an interval of 95% holds the truth nearly always"
@@ -186,6 +204,10 @@ def test_progression_tells_a_rise_with_depth_from_a_constant():
     draw = np.random.default_rng(0)
     rise = progression(planted(sometimes(lambda j: 0.2 * (j - 2), draw))).set_index("statistic")
     assert rise.loc["rank correlation with depth", "low"] > 0.99 and rise.loc["deepest - shallowest", "low"] > 0.3
+    assert rise.loc["deepest - shallowest, without the last", "low"] > 0.1
+    leap = progression(planted(sometimes(lambda j: 0.8 if j == 5 else 0.1, draw), m=2000)).set_index("statistic")
+    assert leap.loc["deepest - shallowest", "low"] > 0.6 > leap.loc["deepest - shallowest, without the last", "high"]
+    assert leap.loc["translated - exchanged", "low"] <= 0 <= leap.loc["translated - exchanged", "high"]
     flat = progression(planted(sometimes(lambda j: 0.5, draw))).set_index("statistic")
     assert flat.loc["deepest - shallowest", "low"] < 0.05 and abs(flat.loc["translated - nearest", "value"]) < 0.05
 
@@ -217,7 +239,18 @@ def test_best_translation_recovers_a_planted_one_and_what_it_leaves():
     tau, explained = best_translation(x, translate(x, 2) + 0.5 * random(5, 8, 16, seed=1))
     assert tau == 2 and 0.7 < explained < 0.95
     wave = torch.cos(2 * torch.pi * (torch.arange(8.0) - torch.tensor([[0], [0.5]])) / 8)[..., None]
-    assert best_translation(wave[:1], wave[1:]) == (0.5, pytest.approx(1, abs=1e-5)), "half a sample"
+    wave = wave.expand(-1, -1, 2).unsqueeze(1).transpose(1, 3).flatten(1, 2)[..., None]  # two images of it
+    assert best_translation(*wave.view(2, 2, 8, 1)) == (0.5, pytest.approx(1, abs=1e-5)), "half a sample"
+
+
+def test_nothing_is_explained_of_changes_without_a_common_translation():
+    n = 400
+    of_noise = [best_translation(random(20, 4, 8, seed=i), random(20, 4, 8, seed=n + i))[1] for i in range(n)]
+    assert abs(np.mean(of_noise)) < 3 * np.std(of_noise) / np.sqrt(n) + 0.005, "no gain by the choice itself"
+    x = random(20, 4, 8)
+    ways = torch.cat([translate(x[:10], 1), translate(x[10:], 3)]).view(2, 10, 4, 8).transpose(0, 1).flatten(0, 1)
+    both = x.view(2, 10, 4, 8).transpose(0, 1).flatten(0, 1)  # every second image the other way
+    assert best_translation(both, ways)[1] < -0.5, "worse than none"
 
 
 def test_amounts_change_the_images_and_hue_no_grey_ones(digits):
@@ -231,7 +264,7 @@ def test_amounts_change_the_images_and_hue_no_grey_ones(digits):
     shifts, resampled = properties.property_shifts(network(), digits.test_images[:4], [3, 5])
     hue = shifts[shifts.property == "hue"]
     assert not hue.moved.any() and not hue.explained.any() and not hue.tau.any()
-    assert (shifts[shifts.property == "brightness"].moved > 0).all() and shifts.explained.between(0, 1).all()
+    assert (shifts[shifts.property == "brightness"].moved > 0).all() and (shifts.explained <= 1).all()
     names = shifts.property.unique().tolist()
     assert resampled.shape == (2, properties.RESAMPLES, len(names), 2) and not resampled[:, :, names.index("hue")].any()
 
@@ -240,7 +273,11 @@ def test_monotonicity_is_the_rank_correlation_with_the_amount():
     courses = dict(up=lambda a: a, down=lambda a: -(a**3), even=lambda a: a * a, none=lambda a: 0)
     rows = [dict(depth=3, property=name, amount=a, moved=1, explained=0.5, control=0, tau=course(a))
             for name, course in courses.items() for a in (-2.0, -1.0, 1.0, 2.0)]
-    assert properties.monotonicity(pd.DataFrame(rows)).monotone.tolist() == pytest.approx([1, -1, 0, 0])
+    found = {f"shifts_{name}": column.to_numpy() for name, column in pd.DataFrame(rows).items()}
+    resampled = np.linspace(0, 1, 201)[None, :, None, None] * np.ones((2, 1, len(courses), 1))
+    table = properties.monotonicity(found | dict(resampled=resampled))
+    assert table.monotone.tolist() == pytest.approx([1, -1, 0, 0])
+    assert np.allclose(table[["low", "high"]], (0.025, 0.975))
 
 
 def test_colour_and_geometry_are_told_apart_where_they_differ_only():
@@ -275,6 +312,44 @@ def test_scores_ignore_exactly_the_exact_translations_with_periodic_boundaries(d
     assert (others.change[others.exact] < 1e-6).all() == (padding_mode == "periodic")
 
 
+# ---- what x and x^tau have in common
+
+
+def test_appearance_is_what_it_says():
+    images = torch.full((4, 3, 32, 32), 100, dtype=torch.uint8)
+    images[1, 0, 12:20, 12:20] += 60  # a red centre
+    images[2, :, :, :16] += 20  # brighter on the left
+    images[3, :, 8:24, 8:24] += 40  # and in the middle
+    table = appearance(images)
+    assert not table.iloc[0].drop("brightness").any() and table.brightness[0] == 100
+    assert table.iloc[1][list(COLOUR)].tolist() == [120, 60, -30] and table["left - right"][2] == 20
+    assert table["centre - surround"][3] == pytest.approx(40) and abs(table["vertical - horizontal"][3]) < 1e-9
+    assert table["vertical - horizontal"][2] == pytest.approx(20 / 31)
+
+
+def test_correlations_are_those_of_scipy_and_what_is_planted_is_found_for_its_translation_alone():
+    draw = np.random.default_rng(0)
+    x, y, weights = draw.normal(size=(50, 3)), draw.normal(size=(50, 3)), draw.integers(0, 3, (2, 50))
+    for row, w in zip(correlations(weights, x, y), weights):
+        assert np.allclose(row, [pearsonr(np.repeat(x[:, k], w), np.repeat(y[:, k], w))[0] for k in range(3)])
+    assert correlations(np.ones((1, 5)), np.ones((5, 1)), np.arange(5)[:, None]) == 0
+    names = [*COLOUR, "left - right"]
+    database = pd.DataFrame(draw.normal(size=(500, 4)), columns=names)
+    found = planted(lambda own, j: own, m=400)
+    found["index"] = draw.integers(0, 500, found["index"].shape)
+    found["exchanged"] = draw.integers(0, 500, found["exchanged"].shape)
+    queries = pd.DataFrame(draw.normal(size=(400, 4)), columns=names)
+    queries["brightness"] = -database.brightness.to_numpy()[found["index"][0, 1]]  # at j = 3 and tau = 1 inverted
+    table = carried(found, queries, database)
+    hit = (table.depth == 3) & (table.kind == "translated") & (table.tau == 1) & (table.property == "brightness")
+    assert table[hit].correlation.item() == pytest.approx(-1) and (table[~hit].correlation.abs() < 0.25).all()
+    inside = (table[~hit].low <= 0) & (table[~hit].high >= 0)
+    assert inside.mean() > 0.88
+    halves = told_apart(dict(found, **{f"carried_{name}": column.to_numpy() for name, column in table.items()}))
+    shares = halves.set_index(["half", "about"]).told_apart
+    assert shares["shallow", "colour"] == pytest.approx(1 / 12, abs=0.1) and shares["shallow", "patterns"] <= 0.25
+
+
 # ---- the whole result
 
 
@@ -288,7 +363,8 @@ def test_result_is_consistent_and_survives_storage(digits, asked, found, tmp_pat
             own = base[found["image_index"][2, t, f]]
             assert own != i, "an image of the database is excluded for its own x^tau"
             distance = (smooth(translate(arrays[5][i], t)) - smooth(arrays[5][own])).norm().item()
-            assert found["image_distance"][2, t, f] == pytest.approx(distance, rel=1e-3)
+            size = smooth(arrays[5][i]).norm().item()
+            assert found["image_distance"][2, t, f] == pytest.approx(distance / size, rel=1e-3)
             assert np.allclose(found["nearest_arrays_5"][t, f], arrays[5][own], rtol=1e-3, atol=1e-6)
     assert np.array_equal(found["predictions"], said[base])
     assert np.array_equal(found["labels"], digits.train_labels[base])
@@ -316,8 +392,10 @@ def test_figures_write_class_and_prediction_under_every_image(digits, found):
     assert len(drawing.one_search(found, 4, 1, 3, digits).axes) == 5
     legend = drawing.probabilities(same_class_probability(found, network().architecture), "").axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
-        "even $\\tau$", "odd $\\tau$", *(name for name, *_ in drawing.CONTROLS.values())]
-    assert len(drawing.known_changes(properties.monotonicity(storage.frame(found, "shifts")), "title").axes) == 4
+        "translated, $\\tau$ = 1, 3", "translated, $\\tau$ = 2", *(name for name, *_ in drawing.CONTROLS.values())]
+    assert len(drawing.known_changes(properties.monotonicity(found), "title").axes) == 4
+    panels = drawing.common(storage.frame(found, "carried"), "title").axes
+    assert [ax.get_title() for ax in panels][:2] == ["brightness", "red - blue"] and len(panels) == 8
 
 
 def test_runs_stand_side_by_side_with_what_they_are():

@@ -1,14 +1,16 @@
 """Drawing for notebook 06, the meaning of attributes. Every function takes numbers and returns a figure."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from hcnn.companion.figures.common import GREY, MIDDLE, NEW, OLD, SECOND, finished, grid_of_axes
 from hcnn.companion.interpretation.storage import close
 
 OTHER = "#b2182b"  # the colour of what does not have the class of x
 CONTROLS = {"nearest": ("untranslated nearest neighbour", OLD, "s--"),
-            "permuted": ("rows in a non-cyclic order", SECOND, "^--"), "chance": ("chance", GREY, ":")}
+            "exchanged": ("rows exchanged as far away", SECOND, "^--"), "chance": ("chance", GREY, ":")}
 
 
 def caption(label, said, classes, own=None):
@@ -97,33 +99,48 @@ def _probability(ax, rows, name, colour, style, beside=0.0):
                     markersize=4, linewidth=1.3)
 
 
-def probabilities(table, title):
-    """The table of `same_class_probability`: left, means of even and odd tau beside the controls; right, every tau."""
-    fig, (left, right) = grid_of_axes(1, 2, 5.5, 4.2, width_ratios=(1.25, 1))
+def _of_controls(table):
+    """The translated rows whose tau has an exchange of rows, and the other ones."""
     moved = table[table.kind == "translated"]
-    _probability(left, moved[moved.tau % 2 == 0], "even $\\tau$", MIDDLE, "o-", -0.12)
-    _probability(left, moved[moved.tau % 2 == 1], "odd $\\tau$", NEW, "D-", -0.06)
+    controlled = moved.tau.isin(table[table.kind == "exchanged"].tau)
+    return moved[controlled], moved[~controlled]
+
+
+def _taus(rows):
+    return f"translated, $\\tau$ = {', '.join(str(int(tau)) for tau in sorted(set(rows.tau)))}"
+
+
+def probabilities(table, title):
+    """The table of `same_class_probability`: left, means over tau beside the controls; right, every tau."""
+    fig, (left, right) = grid_of_axes(1, 2, 6.2, 4.2, width_ratios=(1, 1.2))
+    controlled, others = _of_controls(table)
+    _probability(left, controlled, _taus(controlled), NEW, "D-", -0.12)
+    if len(others):
+        _probability(left, others, _taus(others), MIDDLE, "o-", -0.06)
     for i, (kind, how) in enumerate(CONTROLS.items()):
         _probability(left, table[table.kind == kind], *how, 0.06 * i)
     name, depths = "P(class of $x^\\tau$ = class of $x$)", sorted(set(table.depth))
     left.set(xlabel="depth j", ylabel=name, xticks=depths, ylim=(0, None))
     left.legend(fontsize=8, frameon=False)
     left.grid(alpha=0.3)
-    grid = table[table.kind.isin(("nearest", "translated"))].pivot(index="depth", columns="tau", values="probability")
-    grid.columns = grid.columns.astype(int)
-    sns.heatmap(grid, annot=True, fmt=".2f", cmap="viridis", vmin=0, ax=right, annot_kws={"fontsize": 8}, cbar=False)
-    right.set(xlabel="$\\tau$ (0: untranslated)", ylabel="depth j")
+    grid = table[table.kind != "chance"].pivot(index="depth", columns=["kind", "tau"], values="probability")
+    grid = grid[[kind for kind in ("nearest", "translated", "exchanged")]]
+    grid.columns = [("x" if kind == "exchanged" else "") + f"{tau:.0f}" for kind, tau in grid.columns]
+    sns.heatmap(grid, annot=True, fmt=".2f", cmap="viridis", vmin=0, ax=right, annot_kws={"fontsize": 7}, cbar=False)
+    right.set(xlabel="$\\tau$ (0: untranslated; x: rows exchanged that are $\\tau$ apart)", ylabel="depth j")
     return finished(fig, title)
 
 
 def probabilities_by_run(table):
-    """The table `same_class` of all runs, a panel for each: translated (mean over tau), its controls, against depth."""
+    """The table `same_class` of all runs, a panel for each: translated, its controls, against depth, means over the tau
+    with which rows can be exchanged.
+    """
     runs = list(table.groupby("run", sort=False))
     lines = -(-len(runs) // 3)
     fig, axes = grid_of_axes(lines, -(-len(runs) // lines), 4, 3.2, ruled=True, squeeze=False, sharex=True, sharey=True)
     for ax, (_, run) in zip(axes.flat, runs):
-        kinds = {"translated": ("translated, mean over $\\tau$", MIDDLE, "o-")} | CONTROLS
-        for kind, how in kinds.items():
+        _probability(ax, _of_controls(run)[0], "translated", NEW, "D-")
+        for kind, how in CONTROLS.items():
             _probability(ax, run[run.kind == kind], *how)
         first = run.iloc[0]
         ax.set_title(f"{first.network}, seed {first.seed}: {first.accuracy:.2f}%\ntrained on {first['trained on']}\n"
@@ -133,14 +150,41 @@ def probabilities_by_run(table):
     for ax in axes.flat[len(runs):]:
         ax.set_axis_off()
     names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(*names, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
+    fig.legend(*names, loc="outside lower center", ncols=len(names[0]), fontsize=8, frameon=False)
     return finished(fig)
+
+
+def common(table, title):
+    """The table of `carried`, a panel for each property: correlations against depth, a line for each tau (the colour
+    says how far rows move), dashed where rows are exchanged instead.
+    """
+    rows = 1 + table.tau.max()  # K/2, or fewer where not every tau was asked for
+    fig, axes = grid_of_axes(2, 4, 3.1, 2.6, ruled=True, sharex=True, sharey=True)
+    for ax, (name, of) in zip(axes.flat, table.groupby("property", sort=False)):
+        for (kind, tau), line in of.groupby(["kind", "tau"]):
+            far = min(tau, rows - tau)
+            ax.plot(line.depth, line.correlation, "--" if kind == "exchanged" else "-", linewidth=1.2,
+                    color="black" if kind == "nearest" else plt.get_cmap("plasma")(0.85 * (far - 1) / (rows / 2)))
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        ax.set_title(name, fontsize=9)
+        ax.set(xticks=sorted(set(table.depth)))
+    for ax in axes[1]:
+        ax.set_xlabel("depth j")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("correlation")
+    far = sorted({min(tau, rows - tau) for tau in set(table.tau) - {0}})
+    marks = [Line2D([], [], color="black", label="untranslated nearest neighbour")]
+    marks += [Line2D([], [], color=plt.get_cmap("plasma")(0.85 * (d - 1) / (rows / 2)), label=f"translated by {d}")
+              for d in far]
+    marks += [Line2D([], [], color=GREY, linestyle="--", label="rows exchanged as far away")]
+    fig.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, frameon=False)
+    return finished(fig, title)
 
 
 def known_changes(summary, title):
     """The table of `monotonicity`, properties by depths; rank correlations only where 1% of the change is explained."""
     summary = summary.assign(monotone=summary.monotone.where(summary.explained >= 0.01))
-    high = max(0.2, summary[["explained", "control"]].max().max())  # a share near 0 shall look like 0
+    high = max(0.2, summary[["explained", "control"]].max().max())  # a share near or below 0 shall look like 0
     panels = {"moved": ("size of the change\nrelative to the array", "Greys", 0, None),
               "explained": ("share explained by\na translation", "viridis", 0, high),
               "control": ("the same for rows in\na non-cyclic order", "viridis", 0, high),

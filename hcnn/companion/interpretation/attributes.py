@@ -6,6 +6,7 @@ classes at j = J - 1).
 
 import time
 from itertools import count
+from math import gcd
 
 import numpy as np
 import torch
@@ -68,6 +69,23 @@ def permutation(rows):
             return torch.from_numpy(order)
 
 
+def exchanged(rows, tau):
+    """An order in which every row moves as far as by the translation by tau, half of the rows the other way: rows that
+    are tau apart change places in pairs (rows - tau: the other pairs). None where nothing else than that translation
+    does so (tau = 0 and rows/2), or where going round by tau leaves a row without partner.
+
+    After smoothing, such arrays overlap with the untranslated ones as much as translated ones do.
+    """
+    length = rows // gcd(rows, tau)  # of each cycle r, r + tau, r + 2 tau, ...
+    if length <= 2 or length % 2:
+        return None
+    order = torch.empty(rows, dtype=torch.int64)
+    for row in range(gcd(rows, tau)):
+        cycle = (row + tau * torch.arange(length)) % rows
+        order[cycle] = cycle.view(-1, 2).flip(1).flatten()
+    return order
+
+
 def bootstrap(n, resamples):
     """Weights (1 + resamples, n) of n images, always the same: all alike, then bootstrap resamples. Rows sum to 1."""
     alike = np.full(n, 1 / n)
@@ -106,6 +124,11 @@ def nearest(queries, database, exclude=None, chunk=2**22):
 def moved(arrays, taus):
     """Arrays (n, rows, columns) translated by every tau, smoothed and flat: (taus, n, d)."""
     return torch.stack([smooth(translate(arrays, tau)).flatten(1) for tau in taus])
+
+
+def lengths(arrays):
+    """Norms (n,) of the smoothed arrays (n, rows, columns), those of all their translations."""
+    return smooth(arrays).flatten(1).norm(dim=1)
 
 
 def sequences(queries, database, taus, exclude=None):

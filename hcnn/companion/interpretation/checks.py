@@ -47,7 +47,7 @@ def _of_this_run(run, found, data):
 
 def _in_range(run, found, data):
     """Indices and classes that exist, numbers that are finite, distances that are not negative."""
-    below = dict.fromkeys(("index", "permuted", "image_index"), len(found["database"]))
+    below = dict.fromkeys(("index", "exchanged", "image_index"), len(found["database"]))
     below |= {name: run.architecture.num_classes for name in found if name.endswith(("labels", "predictions"))}
     for name, limit in below.items():
         if found[name].max() >= limit:
@@ -66,7 +66,8 @@ def _distances_of_arrays(run, found, data):
     for d, j in enumerate(found["depths"].tolist()):
         own, near = (torch.from_numpy(found[f"{name}_{j}"]).float() for name in ("arrays", "nearest_arrays"))
         own, near = moved(own, found["taus"].tolist()), smooth(near).flatten(2)  # (taus, images, numbers)
-        said, scale = torch.from_numpy(found["image_distance"][d]).float(), TOLERANCE * near.norm(dim=2).mean()
+        length = own.norm(dim=2)  # of an image, whatever its tau
+        said, scale = torch.from_numpy(found["image_distance"][d]).float() * length, TOLERANCE * near.norm(dim=2).mean()
         if (((own - near).norm(dim=2) - said).abs() > scale).any():
             yield f"distances at j = {j} are not those of its arrays"
         itself = (found["database"][found["image_index"][d]].ravel() == found["images"][:, None])[None]
@@ -102,6 +103,6 @@ def _arrays_of_weights(run, found, data):
             yield f"the arrays at j = {j} are not those of the weights"
         own, index = moved(of_queries[j], taus), found["database"][found["index"][d][:, few]]
         near = attribute_arrays(trained, data.train_images[index.ravel()], [j])[0][j]
-        distance = (own - smooth(near).flatten(1).view_as(own)).norm(dim=2).numpy()
-        if (abs(distance - found["distance"][d][:, few]) > TOLERANCE * own.norm(dim=2).numpy()).any():
+        distance = ((own - smooth(near).flatten(1).view_as(own)).norm(dim=2) / own.norm(dim=2)).numpy()
+        if (abs(distance - found["distance"][d][:, few]) > TOLERANCE).any():
             yield f"distances of test images at j = {j} are not those of the weights"

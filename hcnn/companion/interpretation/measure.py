@@ -6,7 +6,16 @@ import numpy as np
 import torch
 
 from hcnn.architecture import Architecture
-from hcnn.companion.interpretation.attributes import attribute_arrays, nearest, permutation, sequences, smooth
+from hcnn.companion.interpretation.attributes import (
+    attribute_arrays,
+    exchanged,
+    lengths,
+    nearest,
+    permutation,
+    sequences,
+    smooth,
+)
+from hcnn.companion.interpretation.carried import appearance, carried
 from hcnn.companion.interpretation.properties import property_shifts, score_changes
 from hcnn.companion.interpretation.storage import FILE, load_interpretation, save_interpretation
 from hcnn.data.datasets import first_of_every_class
@@ -33,8 +42,8 @@ def ask(trained, data, images=None, database=None, queries=None, altered=100, de
         raise ValueError(f"the network must be HCNN or HCNN(+), whose channels have an order, got {a.name}")
     permutation(a.K // 2)  # refuses K = 4, of which smoothing leaves nothing
     taus = sorted({0, *(tau for tau in taus or range(1, 8) if 0 < tau < a.K // 2)})
-    if taus == [0]:
-        raise ValueError(f"taus must have one of 1 to K/2 - 1 = {a.K // 2 - 1}")
+    if all(exchanged(a.K // 2, tau) is None for tau in taus):
+        raise ValueError(f"taus must have one of 1 to K/2 - 1 = {a.K // 2 - 1}, not K/4 = {a.K // 4} alone")
     depths = sorted(j for j in set(depths or range(3, a.J)) if j < a.J)
     images = list(images or images_to_show(data, depths))
     train, test = len(data.train_labels), len(data.test_labels)
@@ -63,21 +72,23 @@ def interpret(trained, data, asked, device="auto", log=print):
 
     database, queries, images: indices of the images; labels, query_labels, image_labels, predictions, ...: their
     classes, true and said. index, distance, ties (depths, taus, queries): x^tau of every query, as a position in
-    `database`; permuted (depths, queries): the same for permuted rows. image_index, image_distance, image_ties: x^tau
-    of `images`. arrays_j (images, rows, columns), nearest_arrays_j (taus, images, rows, columns): xbar_j of these and
-    of their x^tau. shifts_*, scores_*: see `storage.frame`. resampled: see `property_shifts`. settings, made: JSON
-    texts, what was asked and with what it was computed.
+    `database`, and its distance relative to the norm of the array. exchanged (depths, exchanges, queries): the same
+    index for rows that are `exchanged`, for each tau in exchanges. image_index, image_distance, image_ties: x^tau of
+    `images`. arrays_j (images, rows, columns), nearest_arrays_j (taus, images, rows, columns): xbar_j of these and of
+    their x^tau. shifts_*, carried_*, scores_*: see `storage.frame`. resampled: see `property_shifts`. settings, made:
+    JSON texts, what was asked and with what it was computed.
     """
     home, begin = next(trained.parameters()).device, time.monotonic()
     try:
         with tf32(False), memory_kept():
             trained.to(choose_device(device))
-            found = _sequences(trained, data, asked, log) | _changes(trained, data, asked, log)
+            found = _sequences(trained, data, asked, log)
+            of = [appearance(data.test_images[found["queries"]]), appearance(data.train_images[found["database"]])]
+            found |= _columns("carried", carried(found, *of)) | _changes(trained, data, asked, log)
             weights = next(trained.parameters())
             made = provenance(weights.device, weights.dtype) | dict(seconds=round(time.monotonic() - begin, 1))
     finally:
         trained.to(home)
-    found |= {name: np.array(asked[name]) for name in ("depths", "taus")}
     return found | dict(settings=np.array(canonical(asked)), made=np.array(canonical(made)))
 
 
@@ -94,18 +105,23 @@ def _sequences(trained, data, asked, log):
     base, queries, images = (which for *_, which in sets.values())
     position = torch.full((len(data.train_labels),), -1)
     position[base] = torch.arange(len(base))
-    order = permutation(trained.architecture.K // 2)
+    orders = {tau: exchanged(trained.architecture.K // 2, tau) for tau in taus}
+    orders = {tau: order for tau, order in orders.items() if order is not None}
     found = []
     for j in depths:
         of_base, of_queries, of_images = (some[j] for some in arrays.values())
+        index, distance, ties = sequences(of_queries, of_base, taus)
+        others = [smooth(of_queries[:, order]).flatten(1) for order in orders.values()]
+        others = nearest(torch.cat(others), smooth(of_base).flatten(1))[0].view(len(orders), -1)
         shown = sequences(of_images, of_base, taus, position[images])
-        permuted, *_ = nearest(smooth(of_queries[:, order]).flatten(1), smooth(of_base).flatten(1))
-        found.append((*sequences(of_queries, of_base, taus), permuted, *shown))
+        shown = shown[0], shown[1] / lengths(of_images), shown[2]
+        found.append((index, distance / lengths(of_queries), ties, others, *shown))
         result |= {f"arrays_{j}": of_images, f"nearest_arrays_{j}": of_base[shown[0]]}
         log(f"nearest images at j = {j} found")
-    names = "index", "distance", "ties", "permuted", "image_index", "image_distance", "image_ties"
+    names = "index", "distance", "ties", "exchanged", "image_index", "image_distance", "image_ties"
     result |= {name: torch.stack(values) for name, values in zip(names, zip(*found))}
     result |= dict(database=base, queries=queries, images=images)
+    result |= dict(depths=torch.tensor(depths), taus=torch.tensor(taus), exchanges=torch.tensor(list(orders)))
     return {name: _half(value.numpy()) for name, value in result.items()}
 
 
@@ -114,9 +130,13 @@ def _changes(trained, data, asked, log):
     altered = data.test_images[first_of_every_class(data.test_labels, asked["altered"])]
     shifts, resampled = property_shifts(trained, altered, asked["depths"], log)
     scores = score_changes(trained, altered, asked["depths"], asked["taus"][1:])
-    columns = {f"{name}_{column}": table[column].to_numpy(str if column == "property" else None)
-               for name, table in (("shifts", shifts), ("scores", scores)) for column in table}
-    return columns | dict(resampled=_half(resampled))
+    return _columns("shifts", shifts) | _columns("scores", scores) | dict(resampled=_half(resampled))
+
+
+def _columns(name, table):
+    """A table as arrays, a column each, for `storage.frame`."""
+    return {f"{name}_{column}": table[column].to_numpy(str if column in ("property", "kind") else None)
+            for column in table}
 
 
 def _half(values):

@@ -42,8 +42,9 @@ def best_translation(before, after, weights):
 
     before, after: (n, rows, columns), smoothed here, which leaves a translation between samples well defined (its
     Fourier series has no highest frequency). weights (m, n): how much the images count, in m ways. Returns, each (m,),
-    tau in -rows/2 ... rows/2, a multiple of 1/STEPS, 0 where nothing is nearer, and the share explained,
-    1 - |after - translated|^2 / |after - before|^2.
+    tau in -rows/2 ... rows/2, a multiple of 1/STEPS, 0 where nothing is nearer, and the share that is explained of
+    images that did not choose it: 1 - |after - translated|^2 / |after - before|^2, where the best translation of every
+    second image translates the others, and theirs these. A share below 0: worse than none.
     """
     before, after = smooth(before).double(), smooth(after).double()
     rows = before.shape[-2]
@@ -51,10 +52,17 @@ def best_translation(before, after, weights):
     cross = (torch.fft.fft(before, dim=-2).conj() * torch.fft.fft(after, dim=-2)).sum(2)
     phases = torch.exp(2j * torch.pi * torch.fft.fftfreq(rows, dtype=torch.float64) * taus.double()[:, None])
     products = (cross @ phases.T).real / rows  # of `after` and of `before` translated by each tau
-    gain, best = (2 * weights @ (products - products[:, :1])).max(1)
-    change = weights @ (after - before).square().sum((1, 2))
-    nearer = gain > 1e-9 * change
-    return torch.where(nearer, taus[best], 0), torch.where(nearer, gain / change, 0)
+    gain, change = 2 * (products - products[:, :1]), (after - before).square().sum((1, 2))
+    halves = [weights[:, i::2] @ gain[i::2] for i in (0, 1)]  # (m, taus)
+
+    def best(gain):
+        most, which = gain.max(1)
+        return torch.where(most > 1e-9 * (weights @ change), which, 0)
+
+    first, second = map(best, halves)
+    explained = halves[1].gather(1, first[:, None]) + halves[0].gather(1, second[:, None])
+    total = weights @ change
+    return taus[best(sum(halves))], torch.where(total > 0, explained[:, 0] / total, 0)
 
 
 def property_shifts(trained, images, depths, log=lambda line: None):
@@ -82,16 +90,22 @@ def property_shifts(trained, images, depths, log=lambda line: None):
     return pd.DataFrame(rows), shares.mean(3).numpy()
 
 
-def monotonicity(shifts):
-    """Per property and depth: moved, explained and control, means over the amounts, and monotone: Spearman's
-    correlation of tau with the amount. The amount 0, where tau is 0, counts too; 0 where tau is the same for all.
+def monotonicity(found):
+    """Per property and depth: moved, explained and control, means over the amounts; low, high: 95% bootstrap interval
+    of explained over the images; and monotone: Spearman's correlation of tau with the amount. The amount 0, where tau
+    is 0, counts too; 0 where tau is the same for all.
     """
-    rows = []
-    for (name, depth), group in shifts.groupby(["property", "depth"], sort=False):
-        taus, amounts = [0.0, *group.tau], [0.0, *group.amount]
-        monotone = spearmanr(taus, amounts).statistic if len(set(taus)) > 1 else 0.0
-        means = group[["moved", "explained", "control"]].mean()
-        rows.append(dict(property=name, depth=depth, **means, monotone=monotone))
+    shifts, rows = frame(found, "shifts"), []
+    limits = np.quantile(found["resampled"][0].astype(float), (0.025, 0.975), axis=0)  # (2, properties, depths)
+    depths = sorted(shifts.depth.unique())
+    for i, (name, of_property) in enumerate(shifts.groupby("property", sort=False)):
+        for d, depth in enumerate(depths):
+            group = of_property[of_property.depth == depth]
+            taus, amounts = [0.0, *group.tau], [0.0, *group.amount]
+            monotone = spearmanr(taus, amounts).statistic if len(set(taus)) > 1 else 0.0
+            low, high = limits[:, i, d]
+            means = group[["moved", "explained", "control"]].mean()
+            rows.append(dict(property=name, depth=depth, **means, low=low, high=high, monotone=monotone))
     return pd.DataFrame(rows)
 
 

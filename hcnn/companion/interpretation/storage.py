@@ -32,6 +32,19 @@ def close(found):
     return np.quantile(found["distance"][:, 0].astype(float), CLOSE, axis=-1)
 
 
+def searches(found):
+    """(depth, kind, tau, index, near) of every search of the queries: kind is translated, nearest (tau = 0) or
+    exchanged (see `attributes.exchanged`); near: whose distance is sufficiently small, None for exchanged rows.
+    """
+    limits = close(found)
+    for d, depth in enumerate(found["depths"].tolist()):
+        for t, tau in enumerate(found["taus"].tolist()):
+            near = found["distance"][d, t] <= limits[d]
+            yield depth, "translated" if tau else "nearest", tau, found["index"][d, t], near
+        for e, tau in enumerate(found["exchanges"].tolist()):
+            yield depth, "exchanged", tau, found["exchanged"][d, e], None
+
+
 def save_interpretation(folder, found):
     """Write interpretation.npz whole or not at all; returns whether it was written.
 

@@ -37,7 +37,8 @@ def _below_one_another(runs, make, columns):
 
 def same_class_table(runs):
     """`same_class_probability` of every interpreted run."""
-    columns = ["depth", "kind", "tau", "exact", "probability", "low", "high", "said", "close", "if_close"]
+    columns = ["depth", "kind", "tau", "exact", "probability", "low", "high", "said", "images", "close",
+               "if_close"]
     return _below_one_another(runs, lambda run, found: same_class_probability(found, run.architecture), columns)
 
 
@@ -52,11 +53,18 @@ def progression_table(runs):
 
 def known_changes_table(runs):
     """`monotonicity` of every interpreted run."""
-    columns = ["property", "depth", "moved", "explained", "control", "monotone"]
-    return _below_one_another(runs, lambda run, found: monotonicity(frame(found, "shifts")), columns)
+    columns = ["property", "depth", "moved", "explained", "low", "high", "control", "monotone"]
+    return _below_one_another(runs, lambda run, found: monotonicity(found), columns)
 
 
-TABLES = {"same_class": same_class_table, "progression": progression_table, "known_changes": known_changes_table}
+def carried_table(runs):
+    """`carried` of every interpreted run."""
+    columns = ["depth", "kind", "tau", "property", "correlation", "low", "high"]
+    return _below_one_another(runs, lambda run, found: frame(found, "carried"), columns)
+
+
+TABLES = {"same_class": same_class_table, "progression": progression_table, "known_changes": known_changes_table,
+          "carried": carried_table}
 
 
 def write_tables(folder, runs):
