@@ -130,7 +130,7 @@ def run_train(options):
 
 def _train(training, options, max_seconds=None):
     """Train an Experiment, in one process of several under torchrun; what run.json says."""
-    device = choose_device(options.device)
+    begin, device = time.monotonic(), choose_device(options.device)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if distributed:
         if device.type == "cuda":
@@ -143,6 +143,8 @@ def _train(training, options, max_seconds=None):
         if distributed:
             dist.barrier()
             dataset = dataset or load_dataset(training.dataset, options.dataset_root, download=False)
+        if max_seconds is not None and max_seconds > 0:  # what loading has left of them
+            max_seconds = max(1e-3, max_seconds - (time.monotonic() - begin))
         return read_run(train(
             training.architecture, training.recipe, dataset, seed=training.seed, out=options.out, device=device,
             precision=training.precision, split=training.split, train_size=training.train_size, max_seconds=max_seconds,

@@ -120,11 +120,12 @@ def tiled(layer, x, matrix, bias, h, b):
     """
     n, k, B, space, dtype = len(x), h.shape[-1], layer.grid[-1], layer.space, product_dtype(x)
     M, _, V = (t.to(matrix) for t in products(B, layer.support[-1], layer.along))
+    matrix = matrix.reshape(V.shape[1], -1, matrix[0].numel())
     size = tuple(map(space.outputs, x.shape[-2:]))
     with torch.autocast(x.device.type, enabled=False):
         x = pad_space(x.reshape(n, -1, *x.shape[-2:]), k, space)
         bias = bias.view(-1, len(V), layer.filters).transpose(0, 1).contiguous()
         filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)
-        out = _TiledProduct.apply(x.view(n, -1, B, *x.shape[-2:]), matrix.view(V.shape[1], -1, matrix[0].numel()), bias,
+        out = _TiledProduct.apply(x.view(n, -1, B, *x.shape[-2:]), matrix, bias,
                                   filters_and_bias, M.flatten(0, 1), V, dtype, size, k, space.stride)
     return out.flatten(1, 3)

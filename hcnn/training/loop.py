@@ -140,6 +140,10 @@ class _Training:
             dist.barrier()  # rank 0 may write again only when all have read
         if self.state["step"] == 0:
             self.publish()
+        elif rank() == 0 and not (self.folder / run_folder.RUN).exists():  # deleted; the weights are of the last epoch
+            weights = self.folder / run_folder.WEIGHTS
+            digest = run_folder.sha256(weights.read_bytes()) if weights.exists() else None
+            run_folder.write_run(self.folder, report.summary(self, digest))
 
     def save(self):
         """Write the checkpoint; every process takes part, because the sums of the epoch are shared out."""

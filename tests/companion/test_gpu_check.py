@@ -31,6 +31,9 @@ def test_all_stages_pass_on_a_machine_without_a_fault(check, right_kernels):
     assert gpu_check.gpu_check(check, stages=gpu_check.STAGES[1:]) and check.said[-1].startswith("no fault found after")
     report = json.loads((check.out / "report.json").read_text())
     assert report["failed"] is None and {row["variant"] for row in report["trials"]} == set(TINY)
+    trained = (check.out / "graph").stat().st_mtime_ns
+    assert gpu_check.gpu_check(check, stages=gpu_check.STAGES[2:4]), "a second check trains again"
+    assert (check.out / "graph").stat().st_mtime_ns > trained
     assert report["hcnn graph"]["loss"] == report["hcnn eager"]["loss"] > 0 and report["hcnn-plus graph"]["ms"] > 0
     assert all("aten::" in (check.out / f"profile-{variant}.txt").read_text() for variant in TINY)
 

@@ -171,7 +171,7 @@ def test_probabilities_of_the_table_are_shares_of_the_searches(run):
     for row in table[table.kind == "translated"].itertuples():
         d, t = found["depths"].tolist().index(row.depth), found["taus"].tolist().index(row.tau)
         assert row.probability == (found["labels"][found["index"][d, t]] == found["query_labels"]).mean()
-    assert set(table.run) == {run.folder.name} and set(table.queries) == {10} and len(table) == 2 * (4 + 2)
+    assert set(table.run) == {run.folder.name} and set(table.queries) == {10} and len(table) == 2 * (4 + 2 + 1)
     assert set(table.accuracy) == {round(run.accuracy, 2)}
 
 

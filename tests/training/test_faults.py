@@ -19,6 +19,7 @@ from hcnn.companion.commands import main
 from hcnn.training import loop
 from hcnn.training import run_folder as runs
 from hcnn.training.evaluation import evaluate
+from hcnn.training.stopping import Stop
 
 # ---- numbers
 
@@ -106,7 +107,8 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(stopped):
             checkpoint(stopped)
 
 
-def test_an_unfinished_run_with_damaged_files_says_how_to_go_on_and_loses_nothing(whole, stopped):
+def test_an_unfinished_run_with_damaged_files_says_how_to_go_on_and_loses_nothing(whole, stopped, stop_after,
+                                                                                  monkeypatch):
     for file in (runs.METRICS, runs.WEIGHTS):  # written again without a word
         (stopped / file).write_bytes(b"x" * 10)
     path = stopped / runs.RUN
@@ -114,6 +116,9 @@ def test_an_unfinished_run_with_damaged_files_says_how_to_go_on_and_loses_nothin
     with pytest.raises(ValueError, match="run.json .*; delete this file and run again: nothing is lost, checkpoint"):
         fit(stopped.parent)
     path.unlink()
+    stop_after(1)
+    assert runs.read_run(fit(stopped.parent))["epochs_done"] == 1, "stopped within the same epoch"
+    monkeypatch.setattr(Stop, "reason", lambda self: None)
     assert content(fit(stopped.parent)) == content(whole)
 
 

@@ -57,23 +57,30 @@ def carried(found, queries, database):
 def told_apart(found):
     """Whether the order of the rows decides what x^tau has in common with x, for colour and patterns in shallow and
     deep layers: root mean square correlations (nearest; translated and exchanged, for the same tau), and told_apart,
-    the share of the pairs translated and exchanged whose intervals do not meet.
+    the share of the pairs translated and exchanged whose intervals do not meet. Then the pair that is furthest apart:
+    property, depth, tau, its correlation with its interval, and that with exchanged rows.
     """
     table = frame(found, "carried")
     table["half"] = np.where(table.depth <= np.mean(found["depths"]), "shallow", "deep")
     table["about"] = np.where(table.property.isin(COLOUR), "colour", "patterns")
-    keys = ["half", "about", "depth", "property", "tau"]
+    groups = ["half", "about"]
+    keys = [*groups, "depth", "property", "tau"]
     kinds = {kind: rows.set_index(keys)[["correlation", "low", "high"]] for kind, rows in table.groupby("kind")}
     pairs = kinds["translated"].join(kinds["exchanged"].add_suffix("_exchanged"), how="inner")
     pairs = pairs.assign(apart=(pairs.low > pairs.high_exchanged) | (pairs.high < pairs.low_exchanged))
 
     def size(r):
-        return r.pow(2).groupby(["half", "about"], sort=False).mean().pow(0.5)
+        return r.pow(2).groupby(groups, sort=False).mean().pow(0.5)
 
-    return pd.DataFrame(dict(
-        nearest=size(kinds["nearest"].correlation), translated=size(pairs.correlation),
-        exchanged=size(pairs.correlation_exchanged),
-        told_apart=pairs.apart.groupby(["half", "about"], sort=False).mean())).reset_index()
+    sizes = pd.DataFrame(dict(nearest=size(kinds["nearest"].correlation), translated=size(pairs.correlation),
+                              exchanged=size(pairs.correlation_exchanged)))
+    rows = []
+    for group, some in pairs.groupby(groups, sort=False):
+        most = some.reset_index().iloc[(some.correlation - some.correlation_exchanged).abs().argmax()]
+        most = most[["property", "depth", "tau", "correlation", "low", "high", "correlation_exchanged"]]
+        share = dict(told_apart=some.apart.mean(), pairs=len(some))
+        rows.append(dict(zip(groups, group)) | sizes.loc[group].to_dict() | share | most.to_dict())
+    return pd.DataFrame(rows)
 
 
 def correlations(weights, x, y):

@@ -53,11 +53,11 @@ def progression(found):
     translated, untranslated, difference = np.moveaxis(cases @ bootstrap(len(own), RESAMPLES).T, -1, 1)
     counts = pd.DataFrame((translated.T * (taus > 0).sum() * len(own)).round())  # whole: rounding breaks no tie
     last = {"": slice(None), ", without the last": slice(-1)} if len(counts) > 2 else {"": slice(None)}
-
     statistics = {}
     for words, part in last.items():
         ranks = counts[part].rank()
-        statistics[f"rank correlation with depth{words}"] = ranks.corrwith(pd.Series(range(len(ranks)))).to_numpy()
+        correlation = ranks.corrwith(pd.Series(range(len(ranks)))).fillna(0)  # where all are equal
+        statistics[f"rank correlation with depth{words}"] = correlation.to_numpy()
         statistics[f"deepest - shallowest{words}"] = translated[:, part][:, -1] - translated[:, 0]
     return quantiles(statistics | {
         "translated - exchanged": difference.mean(1), "translated - nearest": (translated - untranslated).mean(1)})
@@ -65,5 +65,5 @@ def progression(found):
 
 def quantiles(statistics):
     """{name: (value, *bootstrap replicates)} as a table: statistic, value, low, high."""
-    rows = [(name, v[0], *np.nanquantile(v[1:], (0.025, 0.975))) for name, v in statistics.items()]
+    rows = [(name, v[0], *np.quantile(v[1:], (0.025, 0.975))) for name, v in statistics.items()]
     return pd.DataFrame(rows, columns=["statistic", "value", "low", "high"])

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
+from hcnn.companion.interpretation.carried import told_apart
 from hcnn.companion.interpretation.probability import progression, same_class_probability
 from hcnn.companion.interpretation.properties import colour_or_geometry, monotonicity
-from hcnn.companion.interpretation.storage import frame, load_interpretation
+from hcnn.companion.interpretation.storage import load_interpretation
 from hcnn.companion.results.runs import in_epochs, usable
 from hcnn.training.run_folder import write_bytes
 
@@ -57,14 +58,15 @@ def known_changes_table(runs):
     return _below_one_another(runs, lambda run, found: monotonicity(found), columns)
 
 
-def carried_table(runs):
-    """`carried` of every interpreted run."""
-    columns = ["depth", "kind", "tau", "property", "correlation", "low", "high"]
-    return _below_one_another(runs, lambda run, found: frame(found, "carried"), columns)
+def in_common_table(runs):
+    """`told_apart` of every interpreted run."""
+    columns = ["half", "about", "nearest", "translated", "exchanged", "told_apart", "pairs", "property", "depth", "tau",
+               "correlation", "low", "high", "correlation_exchanged"]
+    return _below_one_another(runs, lambda run, found: told_apart(found), columns)
 
 
 TABLES = {"same_class": same_class_table, "progression": progression_table, "known_changes": known_changes_table,
-          "carried": carried_table}
+          "in_common": in_common_table}
 
 
 def write_tables(folder, runs):

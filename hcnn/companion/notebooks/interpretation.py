@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.figures import interpretation as drawing
 from hcnn.companion.interpretation import measure, storage
+from hcnn.companion.interpretation.carried import told_apart
 from hcnn.companion.interpretation.probability import progression
 from hcnn.companion.interpretation.properties import colour_or_geometry as causes
 from hcnn.companion.interpretation.properties import monotonicity
@@ -95,32 +96,49 @@ def signs(table):
 
 def verdict_on_classes(found, table):
     """In words, whether translated images keep the class the more probably the deeper the layer."""
-    of = signs(progression(found))
-    mean = table[table.kind == "translated"].groupby("depth")[["probability", "close", "if_close"]].mean()
-    first, last = mean.iloc[0], mean.iloc[-1]
-    rises = of["rank correlation with depth"] == of["deepest - shallowest"] == 1
+    statistics = progression(found)
+    of, at = signs(statistics), statistics.set_index("statistic")
+    moved = table[table.kind == "translated"]
+    mean, close = moved.groupby("depth").probability.mean(), moved.groupby("depth").close.mean()
+    near = (moved.close * moved.if_close.fillna(0)).groupby(moved.depth).mean() / close
+    first, last = mean.index[[0, -1]]
+    rises = [of["rank correlation with depth" + words] == of["deepest - shallowest" + words] == 1
+             for words in ("", ", without the last") if "deepest - shallowest" + words in of]
+    course = ("rises with depth" if all(rises) else "rises at the last depth alone" if rises[0] else
+              "does not demonstrably rise with depth")
     often = {1: "more often than", 0: "as often, within the interval, as", -1: "less often than"}
-    return (f"**Verdict.** The probability {'rises' if rises else 'does not demonstrably rise'} with depth, from "
-            f"{first.probability:.3f} at j = {first.name} to {last.probability:.3f} at j = {last.name}. Over all "
-            f"depths a translated array keeps the class {often[of['translated - permuted']]} one with its rows in a "
-            f"non-cyclic order, and {often[of['translated - nearest']]} the untranslated nearest neighbour. At "
-            f"j = {last.name} {last.close:.0%} of the translated arrays have a sufficiently near image; these keep the "
-            f"class in {last.if_close:.0%} of the cases.")
+    control = at.loc["translated - exchanged"]
+    return (f"**Verdict.** The probability {course}, from {mean[first]:.3f} at j = {first} to {mean[last]:.3f} at "
+            f"j = {last}. Over all depths a translated array keeps the class {often[of['translated - exchanged']]} one "
+            f"whose rows are exchanged as far away (difference {control.value:.3f}, {control.low:.3f} to "
+            f"{control.high:.3f}), and {often[of['translated - nearest']]} the untranslated nearest neighbour. At "
+            f"j = {last} {close[last]:.0%} of the translated arrays have a sufficiently near image; of these "
+            f"{near[last]:.0%} keep the class.")
+
+
+def verdict_on_appearance(found):
+    """In words, whether the order of the rows decides on colour in shallow layers and on patterns in deep ones."""
+    parts = [f"{row.about} in the {row.half} half of the depths {row.told_apart:.0%} of {row.pairs}, by at most "
+             f"{row.correlation:.2f} ({row.low:.2f} to {row.high:.2f}) beside {row.correlation_exchanged:.2f} "
+             f"({row.property}, j = {row.depth}, $\\tau$ = {row.tau})" for row in told_apart(found).itertuples()]
+    return ("**Verdict.** So many of the correlations between $x$ and $x^\\tau$ are told apart from those where rows "
+            f"are exchanged as far away: {'; '.join(parts)}. One network.")
 
 
 def verdict_on_changes(found):
     """In words, whether shallow attributes follow colour and deep ones larger patterns."""
-    of, summary = signs(causes(found)), monotonicity(storage.frame(found, "shifts"))
+    of, summary = signs(causes(found)), monotonicity(found)
     best = summary.loc[summary.explained.idxmax()]
     halves = {name.split(", ")[1]: sign for name, sign in of.items() if name.startswith("colour - geometry")}
     holds = best.explained > 0.1 and of["translated - permuted"] == 1 and halves == dict(shallow=1, deep=-1)
     words = {1: "more of the changes of colour than of the geometric ones", 0: "as much of both, within the interval",
              -1: "less of the changes of colour than of the geometric ones"}
     said = " ".join(f"In the {half} half of the depths it explains {words[sign]}." for half, sign in halves.items())
-    return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {best.explained:.1%} of a change "
-            f"({best.property} at j = {best.depth}), on average {summary.explained.mean():.2%}, with rows out of order "
-            f"{summary.control.mean():.2%}. {said} That translations follow colour in shallow layers and large "
-            f"patterns in deep ones is {'supported' if holds else 'not supported'} by this network "
+    return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {best.explained:.1%} ({best.low:.1%} to "
+            f"{best.high:.1%}) of a change ({best.property} at j = {best.depth}), on average "
+            f"{summary.explained.mean():.2%}, with rows out of order {summary.control.mean():.2%}. {said} That "
+            f"translations follow colour in shallow layers and large patterns in deep ones is "
+            f"{'supported' if holds else 'not supported'} by this measurement "
             f"({storage.used(found)['altered']} images, n = 1 network).")
 
 

@@ -106,7 +106,7 @@ def chosen(device, variant, precision):
     """The path that the layers of the paper's network take by themselves, see `operators.choice`."""
     if device == "cpu":
         return "fourier"
-    return "folded" if variant == "hcnn" else "fused" if precision == "bf16" else "unfused"
+    return "fused" if variant == "hcnn" or precision == "bf16" else "unfused"
 
 
 def _literal(o):
@@ -136,7 +136,7 @@ def step_of(case, path, precision, dtype=torch.float32):
     model, x = model.to(device, dtype), x.to(device, dtype).requires_grad_(case.what == "layer")
     for operator in operators:
         if path == "literal":
-            operator.forward = _literal(operator)
+            operator.forward, operator.path = _literal(operator), "convolution"  # one without the next layer's sum
         elif path != "graph":
             operator.path = {name: own for own, name in PATHS[case.variant].items()}[path]
     leaves = [*([x] if x.requires_grad else []), *model.parameters()]

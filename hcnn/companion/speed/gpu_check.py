@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -183,6 +184,8 @@ def gpu_check(check, max_seconds=MAX_SECONDS, stages=STAGES):
     without.
     """
     begin, advice = time.monotonic(), f"train with {WITHOUT}=graph,fused, or on the CPU with --device cpu"
+    for name in ("graph", "eager", "resume"):  # trainings of an earlier check, which would not be trained again
+        shutil.rmtree(check.out / name, ignore_errors=True)
     check.out.mkdir(parents=True, exist_ok=True)
     failure = None
     for number, stage in enumerate(stages, 1):
