@@ -126,20 +126,18 @@ def verdict_on_appearance(found):
 
 
 def verdict_on_changes(found):
-    """In words, whether shallow attributes follow colour and deep ones larger patterns."""
-    of, summary = signs(causes(found)), monotonicity(found)
-    best = summary.loc[summary.explained.idxmax()]
-    halves = {name.split(", ")[1]: sign for name, sign in of.items() if name.startswith("colour - geometry")}
-    holds = best.explained > 0.1 and of["translated - permuted"] == 1 and halves == dict(shallow=1, deep=-1)
-    words = {1: "more of the changes of colour than of the geometric ones", 0: "as much of both, within the interval",
-             -1: "less of the changes of colour than of the geometric ones"}
-    said = " ".join(f"In the {half} half of the depths it explains {words[sign]}." for half, sign in halves.items())
+    """In words, whether translations explain changes of colour in shallow layers and of geometry in deep ones."""
+    shares, summary = causes(found).set_index("statistic"), monotonicity(found)
+    best, words = summary.loc[summary.explained.idxmax()], []
+    for half in ("shallow", "deep"):
+        if f"colour, {half}" in shares.index:
+            parts = [f"{row.value:.2%} ({row.low:.2%} to {row.high:.2%}) of changes of {kind}"
+                     for kind in ("colour", "geometry") for row in [shares.loc[f"{kind}, {half}"]]]
+            words.append(f"in the {half} half of the depths {' and '.join(parts)}")
     return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {best.explained:.1%} ({best.low:.1%} to "
-            f"{best.high:.1%}) of a change ({best.property} at j = {best.depth}), on average "
-            f"{summary.explained.mean():.2%}, with rows out of order {summary.control.mean():.2%}. {said} That "
-            f"translations follow colour in shallow layers and large patterns in deep ones is "
-            f"{'supported' if holds else 'not supported'} by this measurement "
-            f"({storage.used(found)['altered']} images, n = 1 network).")
+            f"{best.high:.1%}) of a change ({best.property} at j = {best.depth}); on average {'; '.join(words)}. That "
+            f"is {'enough' if best.explained > 0.1 else 'too little'} to call a translation such a change "
+            f"({storage.used(found)['altered']} images, one network).")
 
 
 def side_by_side(statistics):
