@@ -139,7 +139,9 @@ def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_pat
     hours = 2 * 2 * ours["epochs"] / 3600  # two threads, two seconds an epoch
     assert (ours["core-hours"], ours["processor"], ours["recipe"]) == (f"{hours:.1f}", "a processor", "short")
     assert ours["multiply-adds"] == 53_946_048  # of a full-size image, whatever sizes were trained on
+    assert (ours["parameters"], ours["effective"]) == (52_290, 44_964)
     other = row(table, system="ResNet-20")
+    assert other["parameters"] == other["effective"] == 268_336
     assert (other["accuracy"], other["core-hours"], other["epochs"]) == ("90.00", "", ours["epochs"])
     assert row(table, K=12)["accuracy"] == "not trained yet"
 

@@ -85,6 +85,12 @@ def by_seed(training, runs):
     return {run.seed: run.accuracy for run in trained(training, runs)}
 
 
+def effective(architecture):
+    """The filter weights that can act, see `counts.effective_filters`: of compared networks all."""
+    counts = architecture.count()
+    return counts.get("effective", counts["filters"])
+
+
 def devices(runs):
     return " / ".join(sorted({run.device for run in runs}))
 
@@ -118,8 +124,8 @@ def trained_here(runs):
     """Trained here, on a CPU: a row for each training of the short recipe, mean and deviation over its seeds.
 
     Rows of one data set, recipe and number of epochs are comparable with each other, and with nothing in tables 1 and
-    2. Multiply-adds are those of an image of full size, whatever sizes were trained on. A user's own runs have rows of
-    their own.
+    2. effective: those of the parameters that can act. Multiply-adds are those of an image of full size, whatever sizes
+    were trained on. A user's own runs have rows of their own.
     """
     rows = []
     for training in repetitions(HERE):
@@ -138,8 +144,8 @@ def _here(training, runs):
     counts = a.count()
     return {
         "data": TITLES[training.dataset], "system": a.name, "K": getattr(a, "K", ""), "Q": getattr(a, "Q", ""),
-        "padding_mode": a.padding_mode, "parameters": counts["filters"], "trained": counts["trained"],
-        "multiply-adds": a.multiply_adds(), "epochs": training.recipe.epochs,
+        "padding_mode": a.padding_mode, "parameters": counts["filters"], "effective": effective(a),
+        "trained": counts["trained"], "multiply-adds": a.multiply_adds(), "epochs": training.recipe.epochs,
         "recipe": ", ".join(filter(None, [preset, in_words(others)])), **spread(run.accuracy for run in runs),
         "core-hours": f"{mean(hours):.1f}" if hours and None not in hours else "", "processor": devices(runs)}
 
@@ -147,6 +153,7 @@ def _here(training, runs):
 def points(runs):
     """Accuracies as numbers, a row a mark: data, system, ours (HCNN or HCNN(+)), source, parameters, core_hours,
     accuracy, deviation. source: `paper`, or `here` for a training of the paper's tables or of HERE that was run.
+    parameters: the paper's numbers, and the `effective` ones of what was run here.
     """
     rows = []
     for dataset, systems in PAPER.items():
@@ -160,7 +167,7 @@ def points(runs):
             values, hours = [run.accuracy for run in found], [run.core_hours for run in found]
             rows.append(dict(
                 data=TITLES[training.dataset], system=training.label, source="here",
-                ours=training.architecture.variant in VARIANTS, parameters=training.architecture.count()["filters"],
+                ours=training.architecture.variant in VARIANTS, parameters=effective(training.architecture),
                 core_hours=None if None in hours else mean(hours), accuracy=mean(values),
                 deviation=stdev(values) if len(values) > 1 else None))
     columns = ["data", "system", "ours", "source", "parameters", "core_hours", "accuracy", "deviation"]

@@ -25,7 +25,7 @@ TABLES = {
 BLOCK = re.compile("(<!-- results -->\n)(.*?)(<!-- /results -->)", re.S)
 OF_PAPER = {"data": "data", "model": "system", "parameters, here": "parameters", "accuracy, paper": "paper",
             "accuracy, here": "here", "deviation": "deviation", "n": "n", "seconds": "seconds", "device": "device"}
-SHOWN = ["data", "system", "K", "Q", "padding_mode", "parameters", "multiply-adds", "epochs", "accuracy", "deviation",
+SHOWN = ["data", "system", "K", "Q", "padding_mode", "parameters", "effective", "epochs", "accuracy", "deviation",
          "n", "core-hours", "processor"]
 
 
@@ -82,8 +82,8 @@ def readme_results(runs, folder):
         markdown(paper[list(OF_PAPER)].rename(columns=OF_PAPER)),
         *begun,
         "Trained here, on a CPU, by the short recipe. Rows with one data set and number of epochs are comparable with\n"
-        "each other, and with nothing above; multiply-adds are those of one full-size image, core-hours those of the\n"
-        "quickest epoch of each image size (other work ran beside most epochs).\n",
+        "each other, and with nothing above. Effective are those of the parameters that can act (notebook 02);\n"
+        "core-hours are those of the quickest epoch of each image size (other work ran beside most epochs).\n",
         markdown(here) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
         "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
         "float32.\n",
