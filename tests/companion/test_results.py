@@ -53,7 +53,7 @@ def fabricate(root, accuracy=0.9, substitutes=None, epochs_done=None, first=None
         name=folder.name, parameters=parameters, epochs=training.recipe.epochs, epochs_done=done,
         test_accuracy=accuracy if done else None, test_loss=1.0 if done else None,
         train_images=training.train_size or train, test_images=test, counts=training.architecture.count(),
-        seconds=2.0 * done, device="a processor", threads=2,
+        seconds=2.0 * done, device="a processor", threads=2, dtype="float32", earlier=[],
         images_per_second=100.0 if done else None, classes=[], mean=[0.5] * 3, std=[0.3] * 3, data_checksum="0" * 64,
         weights_sha256="0" * 64 if done else None) | dict(info))
     return folder
@@ -127,7 +127,8 @@ def test_a_run_that_counts_is_not_listed_among_the_others(tmp_path):
 
 def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_path):
     for seed, accuracy in ((0, 0.81), (1, 0.83)):
-        folder = fabricate(tmp_path, accuracy, **HERE[0] | dict(seed=seed))
+        folder = fabricate(tmp_path, accuracy, info=dict(earlier=[dict(dtype="bfloat16")] * seed),
+                           **HERE[0] | dict(seed=seed))
     metrics = pd.read_csv(folder / run_folder.METRICS)
     metrics.loc[[3, 30], "seconds"] = 900.0  # paused, or beside other work
     run_folder.write_metrics(folder, metrics.to_dict("records"))
@@ -140,6 +141,7 @@ def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_pat
     assert (ours["core-hours"], ours["processor"], ours["recipe"]) == (f"{hours:.1f}", "a processor", "short")
     assert ours["multiply-adds"] == 53_946_048  # of a full-size image, whatever sizes were trained on
     assert (ours["parameters"], ours["effective"]) == (52_290, 44_964)
+    assert ours["number format"] == "bfloat16 / float32"
     other = row(table, system="ResNet-20")
     assert other["parameters"] == other["effective"] == 268_336
     assert (other["accuracy"], other["core-hours"], other["epochs"]) == ("90.00", "", ours["epochs"])
@@ -181,6 +183,7 @@ def test_choices_pair_runs_that_differ_in_one_declared_answer_seed_by_seed(tmp_p
     assert (ours["accuracy, base"], ours["accuracy, changed"], ours["n"]) == ("31.00", "33.50", 2)
     assert (ours["difference (points)"], ours["deviation"]) == ("+2.50", f"{statistics.stdev([1, 4]):.2f}")
     assert ours["tested on"] == "held-out training images" and table.n.sum() == 2
+    assert ours["number format"] == "float32"
 
 
 def test_the_first_answer_to_every_choice_is_that_of_the_base():

@@ -88,6 +88,11 @@ class Run:
         return seconds * self.info["threads"] * self.info.get("processes", 1) / 3600
 
     @property
+    def formats(self):
+        """The number formats of its arithmetic; which epochs were computed in which is not stored."""
+        return {session["dtype"] for session in (self.info, *self.info["earlier"])}
+
+    @property
     def data(self):
         return data_title(self.dataset, self.substitutes)
 

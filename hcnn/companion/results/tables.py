@@ -95,6 +95,10 @@ def devices(runs):
     return " / ".join(sorted({run.device for run in runs}))
 
 
+def number_formats(runs):
+    return " / ".join(sorted(set().union(*(run.formats for run in runs))))
+
+
 def paper_table(dataset, runs):
     """Table 1 (cifar10) or 2 (cifar100): the paper's rows, and mean and deviation over the runs of its full recipe.
 
@@ -125,7 +129,7 @@ def trained_here(runs):
 
     Rows of one data set, recipe and number of epochs are comparable with each other, and with nothing in tables 1 and
     2. effective: those of the parameters that can act. Multiply-adds are those of an image of full size, whatever sizes
-    were trained on. A user's own runs have rows of their own.
+    were trained on. Core-hours compare rows of one number format. A user's own runs have rows of their own.
     """
     rows = []
     for training in repetitions(HERE):
@@ -147,7 +151,8 @@ def _here(training, runs):
         "padding_mode": a.padding_mode, "parameters": counts["filters"], "effective": effective(a),
         "trained": counts["trained"], "multiply-adds": a.multiply_adds(), "epochs": training.recipe.epochs,
         "recipe": ", ".join(filter(None, [preset, in_words(others)])), **spread(run.accuracy for run in runs),
-        "core-hours": f"{mean(hours):.1f}" if hours and None not in hours else "", "processor": devices(runs)}
+        "core-hours": f"{mean(hours):.1f}" if hours and None not in hours else "",
+        "number format": number_formats(runs), "processor": devices(runs)}
 
 
 def points(runs):
@@ -178,19 +183,20 @@ def choices(runs):
     """What had to be chosen: a row for each declared pair of trainings that differ in one thing, on the same images.
 
     Accuracies are means over the seeds with which both were trained; the deviation is that of the differences of
-    single seeds.
+    single seeds. number format: all that the two were computed in.
     """
     rows = []
     for words, base, changed in comparisons():
         before, after = by_seed(base, runs), by_seed(changed, runs)
         seeds = sorted(before.keys() & after.keys())
+        both = [run for run in trained(base, runs) + trained(changed, runs) if run.seed in seeds]
         rows.append({
             "open in the paper": words, "data": TITLES[base.dataset], "base": base.label,
             "changed to": in_words(changed.differences(base)),
             "accuracy, base": spread(before[seed] for seed in seeds)["accuracy"],
             "accuracy, changed": spread(after[seed] for seed in seeds)["accuracy"],
             **spread((after[seed] - before[seed] for seed in seeds), "difference (points)", "+"),
-            "tested on": TESTED_ON[base.split]})
+            "tested on": TESTED_ON[base.split], "number format": number_formats(both)})
     return pd.DataFrame(rows)
 
 

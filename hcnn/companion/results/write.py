@@ -26,7 +26,7 @@ BLOCK = re.compile("(<!-- results -->\n)(.*?)(<!-- /results -->)", re.S)
 OF_PAPER = {"data": "data", "model": "system", "parameters, here": "parameters", "accuracy, paper": "paper",
             "accuracy, here": "here", "deviation": "deviation", "n": "n", "seconds": "seconds", "device": "device"}
 SHOWN = ["data", "system", "K", "Q", "padding_mode", "parameters", "effective", "epochs", "accuracy", "deviation",
-         "n", "core-hours", "processor"]
+         "n", "core-hours", "number format", "processor"]
 
 
 def write_tables(folder, runs):
@@ -83,7 +83,8 @@ def readme_results(runs, folder):
         *begun,
         "Trained here, on a CPU, by the short recipe. Rows with one data set and number of epochs are comparable with\n"
         "each other, and with nothing above. Effective are those of the parameters that can act (notebook 02);\n"
-        "core-hours are those of the quickest epoch of each image size (other work ran beside most epochs).\n",
+        "core-hours are those of the quickest epoch of each image size (other work ran beside most epochs) and\n"
+        "compare rows of one number format alone; which epochs of a row were computed in which of two is not stored.\n",
         markdown(here) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
         "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
         "float32.\n",
