@@ -115,6 +115,20 @@ def test_accuracy_has_a_panel_a_data_set_open_marks_for_the_paper_and_a_bar_of_o
     assert counts.accuracy_against(points, "core_hours", "core-hours") is None
 
 
+def test_every_number_of_a_crowded_figure_stands_nearest_to_its_own_mark():
+    places = [(1.7e5, 91.23), (174128, 90.95), (268336, 92.15), (2.7e5, 91.25), (3.4e5, 92.3), (4.5e4, 73)]
+    points = pd.DataFrame([("CIFAR-10", "HCNN", True, "here", *place, np.nan) for place in sorted(places)],
+                          columns=["data", "system", "ours", "source", "parameters", "accuracy", "deviation"])
+    fig = counts.accuracy_against(points, "parameters", "parameters")
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    marks = ax.transData.transform(points[["parameters", "accuracy"]])
+    for number, text in enumerate(ax.texts, 1):
+        box = text.get_window_extent()
+        middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+        assert text.get_text() == str(number) and np.linalg.norm(marks - middle, axis=1).argmin() == number - 1
+
+
 def test_the_share_of_the_variance_between_images():
     between, alike = torch.randn(50, 1, 1), torch.randn(1, 4, 3)
     assert share_between(between.expand(50, 4, 3)) == pytest.approx(1)

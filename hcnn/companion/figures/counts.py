@@ -6,6 +6,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from hcnn.companion.figures.common import GREY, MIDDLE, NEW, OLD, finished, grid_of_axes
 
+SIDES = ((10, 0), (-10, 0), (0, 10), (0, -10), (8, 8), (-8, 8), (8, -8), (-8, -8))  # of a mark, in points
+
 
 def bars_by_depth(numbers, ylabel, title):
     """numbers: DataFrame, a row a depth, a group of bars each."""
@@ -70,8 +72,6 @@ def accuracy_against(points, x, label):
             colour = NEW if row.ours else GREY
             ax.errorbar(*at, None if np.isnan(row.deviation) else row.deviation, fmt="o", color=colour, capsize=3,
                         markerfacecolor="none" if paper else colour, label=f"{number}  {row.system}")
-            ax.annotate(str(number), at, (-10 if number % 2 else 10, 0), textcoords="offset points", fontsize=8,
-                        ha="center", va="center", color=colour)
         ax.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -79,4 +79,20 @@ def accuracy_against(points, x, label):
         ax.margins(x=0.1, y=0.1)
         ax.set_title(title, fontsize=10)
         ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    fig.canvas.draw()  # gives the marks their places
+    for ax in fig.axes:
+        _number(ax, [container[0] for container in ax.containers])
     return finished(fig)
+
+
+def _number(ax, marks):
+    """Number the marks, each on that side which is furthest from other marks and numbers."""
+    taken = [ax.transData.transform(mark.get_xydata()[0]) for mark in marks]
+    for i, mark in enumerate(marks):
+        others = np.array(taken[:i] + taken[i + 1:]).reshape(-1, 2)
+        places = [taken[i] + np.array(side) * ax.figure.dpi / 72 for side in SIDES]
+        free = [np.linalg.norm(others - place, axis=1).min(initial=np.inf) for place in places]
+        best = int(np.argmax(free))
+        ax.annotate(str(i + 1), mark.get_xydata()[0], SIDES[best], textcoords="offset points", fontsize=8, ha="center",
+                    va="center", color=mark.get_color())
+        taken.append(places[best])
