@@ -189,8 +189,16 @@ def test_readme_rows_are_those_of_the_paper_s_sizes(measured):
     assert speed_table.readme_rows(table).empty
     big = table[table.variant == "hcnn"].assign(K=16, Q=32, size=32, peak_mb=100.0, seconds=2.0, literal_seconds=8.0,
                                                 ratio=4.0, ratio_low=3.5, ratio_high=4.4)
-    shown = {row[0]: tuple(row[2:]) for row in speed_table.readme_rows(big).values}
-    assert shown["layer, HCNN, batch 2, fp32"] == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)", "1.00")
+    big.loc[big.path == "literal", "seconds"] = 8.0
+    (row,) = speed_table.readme_rows(big).values
+    assert row[0] == "layer, HCNN, batch 2"
+    assert tuple(row[2:6]) == ("8000 ms", "2000 ms", "4.0 (3.5 to 4.4)", "1.00")
+    in_bf16 = big[big.precision == "fp32"].assign(precision="bf16")
+    in_bf16.loc[big.path == "literal", "seconds"] = 3.0
+    (row,) = speed_table.readme_rows(pd.concat([big[big.precision == "fp32"], in_bf16])).values
+    assert tuple(row[6:]) == ("3000 ms", "2000 ms", "1.5"), "against PyTorch in the same number format"
+    (row,) = speed_table.readme_rows(big[big.precision == "fp32"]).values
+    assert tuple(row[6:]) == ("", "", "")
 
 
 def test_the_stored_table_is_read_and_does_not_contradict_itself():

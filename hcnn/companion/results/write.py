@@ -86,8 +86,8 @@ def readme_results(runs, folder):
         "core-hours are those of the quickest epoch of each image size (other work ran beside most epochs) and\n"
         "compare rows of one number format alone; which epochs of a row were computed in which of two is not stored.\n",
         markdown(here) if len(here) else f"{tables.NOT_TRAINED.capitalize()}.\n",
-        "A training step, forward and backward: medians in one process, the ratio to PyTorch's convolutions in "
-        "float32.\n",
+        "A training step, forward and backward, beside PyTorch's convolutions in the same number format: medians in\n"
+        "one process; memory as a share of theirs; empty where it was not measured.\n",
         markdown(speed.readme_rows(speed.load(folder / "speed.csv")))])
 
 

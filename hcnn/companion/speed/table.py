@@ -34,7 +34,8 @@ PATHS = {
     "literal": "written with PyTorch's convolutions", "folded": "folded", "fourier": "Fourier transform",
     "unfused": "unfused", "fused": "fused, in Triton", "graph": "as a CUDA graph",
 }
-README = ("", "device", "PyTorch's convolutions, fp32", "here", "ratio (95%)", "memory, share of the former's")
+README = ("", "device", "PyTorch, fp32", "here, fp32", "ratio, fp32 (95%)", "memory, fp32", "PyTorch, bf16",
+          "here, bf16", "ratio, bf16")
 
 
 def counted(threads):
@@ -169,21 +170,31 @@ def full_size(stored):
 
 def _interval(row):
     """The ratio of the medians, and its 95% interval where it was kept."""
-    return f"{row.ratio:.1f}" + ("" if isnan(row.ratio_low) else f" ({row.ratio_low:.1f} to {row.ratio_high:.1f})")
+    interval = "" if isnan(row.ratio_low) else f" ({row.ratio_low:.1f} to {row.ratio_high:.1f})"
+    return _number(row.ratio, ".1f") + interval
 
 
 def readme_rows(stored):
-    """The README's table of speed: the paper's layer and network by the paths that they choose, on as few threads as
-    were measured.
+    """The README's table of speed: the paper's layer and network by the paths that they choose, beside PyTorch's
+    convolutions in the same number format. What was not measured stays empty.
     """
     shown, full = [], full_size(stored)
-    full = full[full.threads == full.groupby("device").threads.transform("min")]
-    same = ["device", "processor", "threads", "torch", "what", "variant", "batch"]
-    both = full.merge(full.loc[_literal(full), [*same, "peak_mb"]], on=same, suffixes=("", "_literal"))
-    for row in both.itertuples():
-        if row.path == chosen(row.device, row.variant, row.precision):
-            where = f"{row.processor}, {counted(row.threads)}" if row.device == "cpu" else row.processor
-            shown.append((f"{row.what}, {VARIANTS[row.variant]}, batch {row.batch}, {row.precision}", where,
-                          f"{1000 * row.literal_seconds:.0f} ms", f"{1000 * row.seconds:.0f} ms", _interval(row),
-                          f"{row.peak_mb / row.peak_mb_literal:.2f}"))
+    same = ["what", "variant", "device", "processor", "threads", "torch", "batch"]
+    for (what, variant, device, processor, threads, _, batch), rows in full.groupby(same):
+        where = f"{processor}, {counted(threads)}" if device == "cpu" else processor
+        line = [f"{what}, {VARIANTS[variant]}, batch {batch}", where]
+        for precision in ("fp32", "bf16"):
+            found = rows[rows.precision == precision].set_index("path")
+            theirs, ours = (found.reindex([path]).iloc[0] for path in ("literal", chosen(device, variant, precision)))
+            line += [_number(1000 * one.seconds, ".0f", " ms") for one in (theirs, ours)]
+            if precision == "fp32":
+                line += [_interval(ours), _number(ours.peak_mb / theirs.peak_mb, ".2f")]
+            else:
+                line.append(_number(theirs.seconds / ours.seconds, ".1f"))
+        shown.append(line)
     return pd.DataFrame(shown, columns=README)
+
+
+def _number(value, digits, unit=""):
+    """A number as a text, empty where there is none."""
+    return "" if isnan(value) else f"{value:{digits}}{unit}"
