@@ -312,6 +312,21 @@ def test_verdict_is_reproduced_near_the_paper_or_above_a_claim(tmp_path, claims,
     assert list(found.verdict)[2] == "explained" and found.evidence[2] == "a test"
 
 
+def test_boundaries_are_told_by_any_pair_and_decided_by_that_of_the_papers_recipe(tmp_path, claims):
+    claims.write_text(CLAIMS.replace("cifar10/hcnn/accuracy", "boundary"))
+
+    def said():
+        return tuple(ledger(load_runs(tmp_path), claims).loc[0, ["verdict", "evidence"]])
+
+    for given, accuracy in ((HERE[0], 0.86), (HERE[3], 0.79)):
+        fabricate(tmp_path, accuracy, **given)
+    told = "HCNN K=8 Q=16, short: -7.00 points with periodic boundaries, n = 1"
+    assert said() == ("not run", f"{told}; the paper's recipe is not run")
+    for given, accuracy in (({}, 0.9), (dict(padding_mode="periodic"), 0.896)):
+        fabricate(tmp_path, accuracy, **given)
+    assert said() == ("reproduced", f"HCNN K=16 Q=32: -0.40 points with periodic boundaries, n = 1; {told}")
+
+
 def test_every_run_key_of_the_ledger_is_known_and_others_are_refused(claims):
     found = ledger([])
     assert set(found.verdict[found.run_key != ""]) == {"not run"}
