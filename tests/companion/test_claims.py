@@ -124,13 +124,15 @@ def test_every_large_number_in_ledger_and_errata_is_computed_by_the_code():
 
 
 def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_tables():
-    same, progression, known = (pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv")
-                                for name in ("same_class", "progression", "known_changes"))
-    means = same.groupby(["run", "kind", "depth"])[["probability", "if_close"]].mean()
+    same, progression, known, common = (pd.read_csv(ROOT / "results" / "tables" / f"{name}.csv")
+                                        for name in ("same_class", "progression", "known_changes", "in_common"))
+    groups = same.assign(if_close=same.close * same.if_close).groupby(["run", "kind", "depth"])
+    means = groups.probability.mean(), groups.if_close.sum() / groups.close.sum()
     explained = progression[progression.about == "known changes"][["value", "low", "high"]].to_numpy().ravel()
-    percent = {f"{100 * value:.{digits}f}%" for value in [*explained, *known.explained] for digits in (1, 2)}
+    percent = {f"{100 * value:.{digits}f}%".lstrip("-") for value in [*explained, *known.explained] for digits in (1, 2)}
     percent |= {f"{value:.2f}%" for value in same.accuracy} | {"95%"}
-    shares = {f"{value:.3f}" for value in means.to_numpy().ravel()}
+    shares = [*itertools.chain(*means), *common[["nearest", "translated", "exchanged"]].to_numpy().ravel()]
+    shares = {f"{value:.3f}" for value in shares}
     rows = [row for row in CLAIM_ROWS.values() if row["checked_in"].startswith("06_interpretation") and row["evidence"]]
     assert len(rows) >= 8
     for row in rows:

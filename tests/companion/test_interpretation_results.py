@@ -138,7 +138,7 @@ def test_an_image_that_is_not_the_nearest_one_is_found(run):
     index[0, 1, 0] = index[0, far, 0]
     own, *near = (smooth(torch.from_numpy(a).float()) for a in (found["arrays_3"][0], arrays[1, 0], arrays[far, 0]))
     for tau, array in zip((1, int(far)), near):
-        distance[0, tau, 0] = (own.roll(tau, 0) - array).norm()
+        distance[0, tau, 0] = (own.roll(tau, 0) - array).norm() / own.norm()
     rewrite(run, nearest_arrays_3=arrays, image_distance=distance, image_index=index)
     (finding,) = check_interpretation(run)
     assert "at j = 3 another of its arrays is nearer than the nearest one" in finding
@@ -222,18 +222,18 @@ def stored_tables(run):
 def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     text = " ".join((paths.RESULTS.parent / "README.md").read_text().split())
     said = re.search(
-        r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .* order give ([\d.]+) there, .* translation ([\d.]+)\. "
-        r".* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
-    found, changes = stored_tables(said[6])
+        r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .*? as well, from ([\d.]+) to ([\d.]+), .*? translation to "
+        r"([\d.]+): .* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
+    found, changes = stored_tables(said[7])
     mean = found.groupby(["kind", "depth"]).probability.mean()
-    keys = (("translated", 3), ("translated", 11), ("permuted", 11), ("nearest", 11))
-    assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
-    assert 0 < 100 * changes.explained.max() < float(said[5])
+    keys = (("translated", 3), ("translated", 11), ("exchanged", 3), ("exchanged", 11), ("nearest", 11))
+    assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 6)]
+    assert 0 < 100 * changes.explained.max() < float(said[6])
     said = re.search(
-        r"With periodic boundaries, .*? it is (0\.\d+) at j = 10 against (0\.\d+) .*? order, (0\.\d+) against "
+        r"With periodic boundaries, .*? with (0\.\d+) at j = 10 against (0\.\d+) .*? places, (0\.\d+) against "
         r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)", text)
     found, changes = stored_tables("cifar10-hcnn-periodic-s0-b0fdb487")
     mean, most = found.groupby(["depth", "kind"]).probability.mean(), changes.nlargest(1, "explained").iloc[0]
-    keys = itertools.product((10, 11), ("translated", "permuted"))
+    keys = itertools.product((10, 11), ("translated", "exchanged"))
     assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
     assert (f"{100 * most.explained:.0f}", most.property, str(most.depth)) == (said[5], said[6], said[7])
