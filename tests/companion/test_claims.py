@@ -129,7 +129,7 @@ def test_measured_numbers_on_attributes_in_the_ledger_are_those_of_the_stored_ta
     groups = same.assign(if_close=same.close * same.if_close).groupby(["run", "kind", "depth"])
     means = groups.probability.mean(), groups.if_close.sum() / groups.close.sum()
     explained = progression[progression.about == "known changes"][["value", "low", "high"]].to_numpy().ravel()
-    percent = {f"{100 * value:.{digits}f}%".lstrip("-") for value in [*explained, *known.explained] for digits in (1, 2)}
+    percent = {f"{100 * abs(value):.{digits}f}%" for value in [*explained, *known.explained] for digits in (1, 2)}
     percent |= {f"{value:.2f}%" for value in same.accuracy} | {"95%"}
     shares = [*itertools.chain(*means), *common[["nearest", "translated", "exchanged"]].to_numpy().ravel()]
     shares = {f"{value:.3f}" for value in shares}

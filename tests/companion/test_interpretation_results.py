@@ -98,6 +98,15 @@ def test_a_flipped_bit_is_found_by_the_checksum(run):
     assert finding == "interpretation.npz was changed after it was written; delete it and run notebook 06 again"
 
 
+def test_a_result_of_an_earlier_version_is_named_with_its_remedy(run):
+    found = storage.load_interpretation(run.folder)
+    del found["exchanges"], found["exchanged"]
+    (run.folder / storage.FILE).unlink()
+    np.savez_compressed(run.folder / storage.FILE, **found, checksum="0" * 64)
+    assert check_interpretation(run) == [
+        "interpretation.npz is of an earlier version of this project; delete it and run notebook 06 again"]
+
+
 def entry(name, position, value):
     """A number of interpretation.npz that is another one; value: a number, or a function of the array."""
     return lambda run: changed(run, name, lambda v: v.put(position, value(v) if callable(value) else value))
@@ -222,7 +231,7 @@ def stored_tables(run):
 def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     text = " ".join((paths.RESULTS.parent / "README.md").read_text().split())
     said = re.search(
-        r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .*? as well, from ([\d.]+) to ([\d.]+), .*? translation to "
+        r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .*? as well, from ([\d.]+) to ([\d.]+), .*? to "
         r"([\d.]+): .* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
     found, changes = stored_tables(said[7])
     mean = found.groupby(["kind", "depth"]).probability.mean()

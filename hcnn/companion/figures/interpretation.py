@@ -192,6 +192,7 @@ def known_changes(summary, title):
     fig, axes = grid_of_axes(1, len(panels), 3.75, 3.6, sharey=True)
     for ax, (column, (name, cmap, low, top)) in zip(axes, panels.items()):
         grid = summary.pivot(index="property", columns="depth", values=column).reindex(summary.property.unique())
+        grid = grid.round(2) + 0.0  # no -0.00
         sns.heatmap(grid, annot=True, fmt=".2f", cmap=cmap, vmin=low, vmax=top, ax=ax, cbar=False,
                     annot_kws={"fontsize": 7.5})
         ax.set_title(name, fontsize=10)

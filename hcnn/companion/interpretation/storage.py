@@ -80,6 +80,8 @@ def load_interpretation(folder, asked=None, larger=False):
         checksum, settings = str(found.pop("checksum")), used(found)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run notebook 06 again") from error
+    if "exchanges" not in found:
+        raise ValueError(f"{path} is of an earlier version of this project; delete it and run notebook 06 again")
     if checksum != _fingerprint(found):
         raise ValueError(f"{path} was changed after it was written; delete it and run notebook 06 again")
     if asked is None:

@@ -85,7 +85,7 @@ def interpret(run, out="", **asked):
 def intervals(table):
     """The table of `same_class_probability` as texts, a row a depth."""
     words = [f"{r.probability:.3f} ({r.low:.3f}, {r.high:.3f})" for r in table.itertuples()]
-    cases = [r.kind + (f" {r.tau:.0f}" if r.kind == "translated" else "") for r in table.itertuples()]
+    cases = [r.kind + (f" {r.tau:.0f}" if r.tau > 0 else "") for r in table.itertuples()]
     return table.assign(interval=words, case=cases).pivot(index="depth", columns="case", values="interval")
 
 
