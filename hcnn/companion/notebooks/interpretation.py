@@ -118,26 +118,30 @@ def verdict_on_classes(found, table):
 
 def verdict_on_appearance(found):
     """In words, whether the order of the rows decides on colour in shallow layers and on patterns in deep ones."""
-    parts = [f"{row.about} in the {row.half} half of the depths {row.told_apart:.0%} of {row.pairs}, by at most "
-             f"{row.correlation:.2f} ({row.low:.2f} to {row.high:.2f}) beside {row.correlation_exchanged:.2f} "
-             f"({row.property}, j = {row.depth}, $\\tau$ = {row.tau})" for row in told_apart(found).itertuples()]
-    return ("**Verdict.** So many of the correlations between $x$ and $x^\\tau$ are told apart from those where rows "
-            f"are exchanged as far away: {'; '.join(parts)}. One network.")
+    parts = [f"* {row.about} in the {row.half} half of the depths: {row.told_apart:.0%} of {row.pairs}, most of all "
+             f"{row.property} at j = {row.depth}, $\\tau$ = {row.tau}: {row.correlation:.2f} ({row.low:.2f} to "
+             f"{row.high:.2f}) beside {row.correlation_exchanged:.2f}" for row in told_apart(found).itertuples()]
+    return ("**Verdict.** How many correlations between $x$ and $x^\\tau$ are told apart from those where rows are "
+            "exchanged as far away (one network):\n\n" + "\n".join(parts))
 
 
 def verdict_on_changes(found):
     """In words, whether translations explain changes of colour in shallow layers and of geometry in deep ones."""
-    shares, summary = causes(found).set_index("statistic"), monotonicity(found)
-    best, words = summary.loc[summary.explained.idxmax()], []
+    shares, summary, words = causes(found).set_index("statistic"), monotonicity(found), []
+    best = summary.loc[summary.explained.idxmax()]
     for half in ("shallow", "deep"):
         if f"colour, {half}" in shares.index:
-            parts = [f"{row.value:.2%} ({row.low:.2%} to {row.high:.2%}) of changes of {kind}"
+            parts = [f"{_percent(row.value)} ({_percent(row.low)} to {_percent(row.high)}) of changes of {kind}"
                      for kind in ("colour", "geometry") for row in [shares.loc[f"{kind}, {half}"]]]
             words.append(f"in the {half} half of the depths {' and '.join(parts)}")
-    return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {best.explained:.1%} ({best.low:.1%} to "
-            f"{best.high:.1%}) of a change ({best.property} at j = {best.depth}); on average {'; '.join(words)}. That "
-            f"is {'enough' if best.explained > 0.1 else 'too little'} to call a translation such a change "
-            f"({storage.used(found)['altered']} images, one network).")
+    return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {_percent(best.explained)} "
+            f"({_percent(best.low)} to {_percent(best.high)}) of a change ({best.property} at j = {best.depth}); on "
+            f"average {'; '.join(words)}. That is {'enough' if best.explained > 0.1 else 'too little'} to call a "
+            f"translation such a change ({storage.used(found)['altered']} images, one network).")
+
+
+def _percent(share):
+    return f"{share:.2%}".replace("-0.00%", "0.00%")
 
 
 def side_by_side(statistics):
