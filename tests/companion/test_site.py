@@ -198,6 +198,13 @@ def test_the_explorer_shows_what_the_run_has_stored():
     assert sum((SITE / file).stat().st_size for file in files) < 2e6
 
 
+def test_every_text_at_which_a_page_cuts_the_readme_stands_there():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cuts = [(page.name, text) for page in SITE.glob("*.md") for text in re.findall(
+        r':(?:start-after|end-before): "(.*)"', page.read_text(encoding="utf-8"))]
+    assert cuts and [(page, text) for page, text in cuts if text not in readme] == []
+
+
 def test_the_extra_and_the_target_and_the_workflow_belong_together():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert extras["site"] and all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in extras["site"])
