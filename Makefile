@@ -23,7 +23,10 @@ SPLIT ?=
 WORKERS ?=# trainings at a time; empty: one a GPU, or one a core; test files at a time; empty: two
 
 comma := ,
-DATASETS = $(subst $(comma), ,$(DATASET))
+DATASETS = $(foreach name,$(subst $(comma), ,$(DATASET)),$(or $(filter cifar10 cifar100 digits,$(name)),\
+$(error DATASET must be of cifar10,cifar100,digits, got $(name))))
+# $(call given,SEEDS,--seeds): an option with its values, where make was told of them
+given = $(if $(filter-out file,$(origin $1)),$(if $($1),$2 $(subst $(comma), ,$($1))))
 PY := .venv/bin/python
 # Files side by side, each process with one thread: more of them would wait actively for each other.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(or $(WORKERS),2) --dist loadfile
@@ -55,7 +58,7 @@ data: $(ENVIRONMENT) ## download CIFAR-10 and CIFAR-100 into data/ or verify wha
 
 reproduce: $(ENVIRONMENT) ## evaluate the stored networks, run every notebook, print paper, stored and just now
 	@$(MAKE) --no-print-directory data || echo "Going on: every notebook says on which data it trains."
-	@profile=$(FIND_PROFILE); echo "PROFILE=$$profile DATASET=$(DATASET)"; $(PY) -m hcnn evaluate; \
+	@set -e; profile=$(FIND_PROFILE); echo "PROFILE=$$profile on $(DATASETS)"; $(PY) -m hcnn evaluate; \
 	$(PY) notebooks/execute.py --all --profile $$profile --dataset $(DATASET); $(PY) -m hcnn tables --local
 
 figures: $(ENVIRONMENT) ## tables, README and figures from the stored runs only (notebook 05)
@@ -82,9 +85,9 @@ ablations: $(ENVIRONMENT) ## train a network and all that differs from it in one
 	$(if $(WORKERS),--workers $(WORKERS))
 
 headline: $(ENVIRONMENT) ## the full trainings, resumed where they stopped: SEEDS=0,1 VARIANTS=hcnn FURTHER=1 MAX_SECONDS=3600, or PRESET=short
-	@exec $(PY) -m hcnn headline $(if $(PRESET),--preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)), \
-	--datasets $(DATASETS) --variants $(subst $(comma), ,$(VARIANTS)) --seeds $(subst $(comma), ,$(SEEDS))) \
-	--max-seconds $(MAX_SECONDS) $(if $(FURTHER),--further)
+	@exec $(PY) -m hcnn headline $(if $(PRESET),--preset $(PRESET)) $(call given,DATASET,--datasets) \
+	$(call given,VARIANTS,--variants) $(call given,SEEDS,--seeds) $(if $(WORKERS),--workers $(WORKERS)) \
+	$(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS)) $(if $(FURTHER),--further)
 
 speed: $(ENVIRONMENT) ## time training steps beside the literal implementation: results/tables/speed.csv, MAX_SECONDS=500
 	@$(PY) -m hcnn speed $(if $(MAX_SECONDS),--max-seconds $(MAX_SECONDS))
@@ -98,7 +101,7 @@ test-full: $(ENVIRONMENT) ## the exhaustive tests, which `make test` skips
 	$(PYTEST) --full -m full
 
 nbval: $(ENVIRONMENT) ## the notebooks only: run each with its defaults, compare the checked outputs, leave results/ alone
-	@mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \
+	@set -e; mkdir -p results/runs; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp -r results/runs "$$copy"; \
 	HCNN_RESULTS="$$copy" $(PYTEST) --nbval-lax --nbval-current-env notebooks
 
 verify: $(ENVIRONMENT) ## write tables and README again and compare, evaluate the stored networks: make verify ACCURACY=full

@@ -94,7 +94,7 @@ def copy(tmp_path):
 case "$*" in
 *cuda*) echo ${GPU:-small} ;;
 *"-m hcnn data"*) exit 1 ;;
-*) echo "RUN $*"; echo "RESULTS ${HCNN_RESULTS:-results}"; exit ${STATUS:-0} ;;
+*${FAILING:-}*) echo "RUN $*"; echo "RESULTS ${HCNN_RESULTS:-results}"; exit ${STATUS:-0} ;;
 esac
 """)
     python.chmod(0o755)
@@ -107,8 +107,11 @@ esac
     ("reproduce", "paper", "RUN notebooks/execute.py --all --profile paper "),
     ("reproduce PROFILE=small DATASET=digits", "paper", "--profile small --dataset digits\n"),
     ("sweep K=8,16 Q=9", "small", "--profile small --sweep dataset=cifar10 variant=hcnn seed=0 K=8,16 Q=9\n"),
-    ("headline SEEDS=0,1 DATASET=cifar10 FURTHER=1 MAX_SECONDS=100", "small", "RUN -m hcnn headline --datasets cifar10 "
-     "--variants hcnn hcnn-plus --seeds 0 1 --max-seconds 100 --further\n")])
+    ("headline", "small", "RUN -m hcnn headline --max-seconds 3600\n"),
+    ("headline SEEDS=0,1 DATASET=cifar10 FURTHER=1 WORKERS=2 MAX_SECONDS=", "small",
+     "RUN -m hcnn headline --datasets cifar10 --seeds 0 1 --workers 2 --further\n"),
+    ("headline PRESET=short SEEDS=1,2 VARIANTS=hcnn", "small",
+     "RUN -m hcnn headline --preset short --variants hcnn --seeds 1 2 --max-seconds 3600\n")])
 def test_make_passes_on_what_it_is_told_and_does_without_data(copy, command, profile, said):
     """profile: that of the machine, `paper` where there is a GPU."""
     done = make(*command.split(), folder=copy, GPU=profile)
@@ -118,6 +121,16 @@ def test_make_passes_on_what_it_is_told_and_does_without_data(copy, command, pro
 @pytest.mark.parametrize("target, status", [("reproduce", "1"), ("headline", "1"), ("nbval", "1"), ("sweep", "0")])
 def test_make_fails_with_what_it_runs_and_without_the_sizes_of_a_sweep(copy, target, status):
     assert make(target, folder=copy, STATUS=status).returncode != 0
+
+
+@pytest.mark.parametrize("failing", ["evaluate", "execute.py", "tables"])
+def test_reproduce_fails_with_each_of_its_steps_even_by_a_make_without_shellflags(copy, failing):
+    assert make("reproduce", ".SHELLFLAGS=-c", folder=copy, STATUS="1", FAILING=failing).returncode != 0
+
+
+def test_an_unknown_data_set_is_refused_before_anything_runs(copy):
+    done = make("reproduce", "DATASET=cifar10,cifr10", folder=copy)
+    assert done.returncode != 0 and done.stdout == "" and "got cifr10" in done.stderr
 
 
 def test_nbval_reads_the_stored_runs_and_writes_elsewhere(copy):
