@@ -208,7 +208,7 @@ def read_checkpoint(folder, parameters):
             part, _, name = name.partition(".")
             parts[part][name] = tensor
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start the run again") from error
+        raise ValueError(f"{path} is damaged ({error}); restore it, or delete the folder to start again") from error
     _check_same(path, state["parameters"], parameters)
     return parts, state
 
@@ -218,8 +218,8 @@ def fill(network, tensors, path):
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the architecture: {' '.join(str(error).split())}; delete the file to "
-                         "start again") from error
+        raise ValueError(f"{path} does not fit the architecture: {' '.join(str(error).split())}; restore it, or "
+                         "delete the folder to start again") from error
 
 
 def _fingerprint(tensors, text):

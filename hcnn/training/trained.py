@@ -88,6 +88,8 @@ def _find(name, roots):
     """The folder of a run called `name`, or of the longest trained one of the short name `<data set>-<variant>`."""
     stored = {f.parent.name: f.parent for root in roots for f in sorted(root.glob(f"*/{run_folder.WEIGHTS}"))}
     matches = [folder for key, folder in stored.items() if key == name or key.startswith(name + "-zeros-s0-")]
+    if not matches and Path(name).is_dir():
+        return Path(name)  # it has no run.json, as whoever reads it says
     if not matches:
         raise FileNotFoundError(f"no trained network {name!r} in {roots[0].name}/; there are: "
                                 f"{', '.join(stored) or 'none'}. Train one with `python -m hcnn train`")

@@ -184,12 +184,13 @@ def test_probabilities_of_the_table_are_shares_of_the_searches(run):
     assert set(table.accuracy) == {round(run.accuracy, 2)}
 
 
-def test_tables_without_interpretations_are_empty_and_damaged_ones_are_named(run):
+def test_tables_without_interpretations_are_empty_and_damaged_ones_are_named(run, capsys):
     (run.folder / storage.FILE).write_bytes(b"no archive")
     lines = []
     assert interpreted.interpreted([run], lines.append) == [] and "interpretation.npz is damaged" in lines[0]
     assert "interpretation.npz is damaged" in check_interpretation(run)[0]
     assert all(make([run]).empty and len(make([run]).columns) > 3 for make in interpreted.TABLES.values())
+    assert "interpretation.npz is damaged" in capsys.readouterr().out
 
 
 def test_all_tables_are_written_into_a_folder(run, tmp_path):

@@ -25,6 +25,8 @@ def test_a_short_name_takes_the_longest_training_and_a_full_name_that_run(root):
         assert hcnn.load(folder.name, root).folder == hcnn.load(folder).folder == folder
     with pytest.raises(FileNotFoundError, match=folder.name):
         hcnn.load("cifar10-hcnn", root)
+    with pytest.raises(FileNotFoundError, match="run.json does not exist: .* is not a run folder"):
+        hcnn.load(root)
 
 
 def test_predict_names_classes_in_either_layout_and_refuses_other_images(root):

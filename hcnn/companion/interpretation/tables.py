@@ -27,7 +27,7 @@ def interpreted(runs, log=print):
 def _below_one_another(runs, make, columns):
     """make(run, result) of every interpreted run, with what the run is and how much was searched."""
     parts = []
-    for run, found in interpreted(runs, log=lambda line: None):
+    for run, found in interpreted(runs):
         sizes = {name: len(found[name]) for name in ("database", "queries")}
         head = {"run": run.folder.name, "network": f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
                 "trained on": f"{run.data}, {run.train_images:,} images, {in_epochs(run.epochs_done)}",
