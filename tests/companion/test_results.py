@@ -169,6 +169,18 @@ def test_a_users_own_run_has_a_row_of_its_own_and_stands_as_just_now(tmp_path, c
     assert (again["stored"], again["just now"]) == ("81.00, one seed", "81.01, one seed")
 
 
+def test_what_notebook_05_keeps_in_results_is_of_no_run_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "LOCAL", tmp_path / "local")
+    fabricate(paths.RUNS)
+    fabricate(paths.LOCAL / "runs", **QUICK[0])
+    cells = json.loads((paths.NOTEBOOKS / "05_results.ipynb").read_text(encoding="utf-8"))["cells"]
+    parameters, first = ("".join(cell["source"]) for cell in cells[1:3])
+    for out, n in (("results", 1), ("local", 2), ("", 2)):
+        exec(f"{parameters}\nout = {out!r}\n{first}", found := {})
+        assert len(found["runs"]) == n
+
+
 # Choices, and the claim on Q
 
 
