@@ -85,6 +85,8 @@ def executed(folder):
     ("--all --dataset cifar11", "dataset must be of cifar10, cifar100, digits, got 'cifar11'"),
     ("08", "notebook must be one of 03_train_cifar10, 05_results, got '08'"),
     ("05 -p K 8", "unknown parameter 'K' of 05_results; it has none"),
+    ("03 --json [1]", "--json must be parameters {name: value}, got [1]"),
+    ("", "what is to be executed? Name notebooks, such as 03, or give --all, --sweep or --refresh"),
 ])
 def test_refused_in_one_line_before_anything_runs(folder, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(papermill, "execute_notebook", lambda *args, **kwargs: pytest.fail("a kernel was started"))
@@ -196,11 +198,12 @@ def test_a_sweep_hands_each_cell_its_parameters_as_they_are_and_says_which_faile
         return dict.fromkeys(commands) | {"K=12": "twelve fails"}
 
     monkeypatch.setattr(execute, "run_all", run_all)
-    assert execute.main(["--sweep", "K=12,4", "sizes=[3]", "--workers", "2"]) == 1
-    assert list(seen) == ["K=12", "K=4"] and seen["K=4"][-4:] == [
-        "smoke", "03_train_cifar10", "--json", '{"K": 4, "sizes": [3]}']
+    assert execute.main(["--sweep", "K=12,4", "sizes=[3]", "--workers", "2", "--out", "local"]) == 1
+    assert list(seen) == ["K=12", "K=4"] and seen["K=4"][-6:] == [
+        "smoke", "--out", "local", "03_train_cifar10", "--json", '{"K": 4, "sizes": [3]}']
     said = capsys.readouterr().out
     assert "NOT COMPLETE  K=12: twelve fails" in said and "1 of 2 are complete; the same command continues" in said
+    assert "`python -m hcnn tables --local` puts their runs into the tables" in said
 
 
 def test_digits_stand_in_the_name_of_a_copy_and_are_all_trained_on(monkeypatch):

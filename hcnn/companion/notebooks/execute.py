@@ -173,7 +173,7 @@ def swept(names, profile, given, grid):
 
 def side_by_side(cells, profile, workers=None, out=None):
     """Execute cells {name: (notebook, parameters)} in a process each; the exit status, 0 where all are complete."""
-    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile, *(["--out", out] if out else [])]
+    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile, *(["--out", out] if out is not None else [])]
     commands = {name: [*runner, path.stem, "--json", json.dumps(given)] for name, (path, given) in cells.items()}
     say(f"side by side: {'; '.join(cells)}")
     return report(run_all(commands, workers, say), say)
@@ -252,15 +252,21 @@ def run(options):
         for path in map(find, options.names) if options.names else every():
             refresh(path)
         return 0
+    if not isinstance(options.json, dict):
+        raise ValueError(f"--json must be parameters {{name: value}}, got {options.json}")
     given = {name: parse(value) for name, value in options.parameter} | options.json
     if options.sweep:
         cells = swept(options.names, options.profile, given, options.sweep)
-        status = side_by_side(cells, options.profile, options.workers)
-        say("`make figures` puts their runs into the tables")
+        status = side_by_side(cells, options.profile, options.workers, options.out)
+        out = OUT[options.profile] if options.out is None else options.out
+        if then := {"results": "make figures", "local": "python -m hcnn tables --local"}.get(out):
+            say(f"`{then}` puts their runs into the tables")
         return status
     if options.all:
         steps = everything(options.profile, options.dataset.split(","), options.out)
         return in_turn(steps, options.profile, options.workers, options.out)
+    if not options.names:
+        raise ValueError("what is to be executed? Name notebooks, such as 03, or give --all, --sweep or --refresh")
     for step in [planned(find(name), options.profile, given, options.out) for name in options.names]:
         execute(*step)
     return 0
