@@ -1,6 +1,6 @@
 """For torch.hub: `torch.hub.load(repository, "hcnn", dataset="cifar10")`."""
 
-dependencies = ["torch", "torchvision", "safetensors", "numpy", "joblib", "filelock", "tqdm"]
+dependencies = ["torch", "safetensors", "numpy", "filelock", "tqdm"]
 
 
 def hcnn(dataset="cifar10", variant="hcnn", pretrained=True, **sizes):
