@@ -2,7 +2,10 @@
 
 import sys
 
-from hcnn.companion.commands import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from hcnn.companion.commands import main
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        name = error.name.partition(".")[0].replace("sklearn", "scikit-learn")
+        sys.exit(f"error: this needs {name}, which is not installed: pip install {name}")

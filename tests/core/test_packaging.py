@@ -183,6 +183,20 @@ def test_a_wheel_holds_the_networks_that_load_knows_with_their_cards(tmp_path):
     assert f"{run['epochs_done']} of {run['epochs']} epochs" in card
 
 
+def test_a_bare_checkout_runs_what_the_readme_says_and_names_in_one_line_what_else_needs():
+    def run(*arguments):
+        absent = ("torchvision", "pandas", "matplotlib", "PIL", "seaborn", "sklearn", "scipy")
+        code = (f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv[1:] = {arguments}; "
+                "runpy.run_module('hcnn', run_name='__main__', alter_sys=True)")
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert run("headline", "--max-seconds", "0").returncode == 0
+    for command, needed in ((["tables", "--local"], "pandas"), (["data", "digits"], "scikit-learn")):
+        done = run(*command)
+        assert done.returncode == 1
+        assert done.stderr == f"error: this needs {needed}, which is not installed: pip install {needed}\n"
+
+
 def test_torch_hub_gives_the_trained_network_or_a_fresh_one_of_any_size():
     hub = partial(torch.hub.load, str(ROOT), "hcnn", source="local", trust_repo=True)
     assert hub(dataset="cifar100").run["name"] == hcnn.load("cifar100-hcnn").run["name"]
