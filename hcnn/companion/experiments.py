@@ -13,6 +13,7 @@ from functools import cached_property
 from hcnn.architecture import VARIANTS, Architecture, describe
 from hcnn.companion.baselines.systems import SYSTEMS, Baseline
 from hcnn.device import PRECISIONS
+from hcnn.settings import integer
 from hcnn.training.recipe import Recipe, preset_of, published
 from hcnn.training.run_folder import run_name
 
@@ -88,6 +89,7 @@ def experiment(dataset="cifar10", variant=None, preset=None, seed=0, split="test
     variant: default hcnn, with preset `released` hcnn-plus. preset: default the first that was published. Raises
     ValueError naming the parameter, its value and the allowed values.
     """
+    integer(0).check("seed", seed)
     variant = variant or ("hcnn-plus" if preset == "released" else "hcnn")
     kind = Baseline if variant in SYSTEMS else Architecture
     presets = published(kind.preset(dataset, variant), dataset)

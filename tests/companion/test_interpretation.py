@@ -94,6 +94,9 @@ def test_what_has_no_array_or_cannot_be_computed_is_refused(digits):
         measure.ask(network(K=4), digits, [0])
     with pytest.raises(ValueError, match="images must be indices of training images, 0 to 59, got \\[60\\]"):
         measure.ask(network(), digits, [60])
+    for name in ("database", "queries", "altered"):
+        with pytest.raises(ValueError, match=f"{name} must be none or an integer of at least 1, got 0"):
+            measure.ask(network(), digits, **{name: 0})
 
 
 def test_translation_and_smoothing_along_the_rows_against_the_definition():

@@ -20,6 +20,7 @@ from hcnn.companion.interpretation.properties import property_shifts, score_chan
 from hcnn.companion.interpretation.storage import FILE, load_interpretation, save_interpretation
 from hcnn.data.datasets import first_of_every_class
 from hcnn.device import choose_device, memory_kept, provenance, tf32
+from hcnn.settings import integer, optional
 from hcnn.training.run_folder import canonical
 
 
@@ -33,10 +34,12 @@ def images_to_show(data, depths):
 def ask(trained, data, images=None, database=None, queries=None, altered=100, depths=None, taus=None):
     """Everything that the content of interpretation.npz depends on, checked, as plain values.
 
-    images: training images to show, indices (none: `images_to_show`). database, queries: how many training and test
-    images (None: all; at most all). altered: test images whose properties are changed. depths: 3 ... J - 1 by default.
+    images: training images to show, indices (none: `images_to_show`). database, queries, altered: how many training
+    images, test images, and of these with changed properties (None: all; at most all). depths: 3 ... J - 1 by default.
     taus: those that a circle of K/2 rows has are kept.
     """
+    for name, n in dict(database=database, queries=queries, altered=altered).items():
+        optional(integer(1)).check(name, n)
     a = trained.architecture
     if not isinstance(a, Architecture):
         raise ValueError(f"the network must be HCNN or HCNN(+), whose channels have an order, got {a.name}")
@@ -52,7 +55,7 @@ def ask(trained, data, images=None, database=None, queries=None, altered=100, de
     return dict(
         weights=trained.run["weights_sha256"], dataset=data.name, substitutes=data.substitutes, data=data.checksum,
         images=images, database=min(database or train, train), queries=min(queries or test, test),
-        altered=min(altered, test), depths=depths, taus=taus)
+        altered=min(altered or test, test), depths=depths, taus=taus)
 
 
 def interpret_run(trained, data, device="auto", log=print, **asked):
