@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 
 import joblib
 import torch
@@ -18,6 +19,7 @@ from hcnn.companion.parallel import STOPPED, report, run_all
 from hcnn.companion.speed.gpu_check import run_gpu_check
 from hcnn.data.datasets import DATASETS, available, fetch_dataset, load_dataset, split_dataset
 from hcnn.device import PRECISIONS, choose_device
+from hcnn.settings import integer, one_of
 from hcnn.training.evaluation import evaluate
 from hcnn.training.loop import train
 from hcnn.training.recipe import SCHEDULES
@@ -60,6 +62,7 @@ OPTIONS = {  # what argparse is told of each
 FIELDS = ("variant", "K", "Q", "J", "padding_mode", "attribute_support", "epochs", "batch_size", "lr", "schedule")
 TRAINING = ("dataset", "preset", "seed", "split", "train_size", "precision")
 MACHINE = ("dataset_root", "device", "threads")
+_say = partial(print, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -159,7 +162,7 @@ def run_headline(options):
     queue = headline(options.datasets, options.variants, options.seeds, options.preset, options.further)
     trainings = [experiment(**given) for given in queue]
     names = [f"{training.dataset} {training.label} seed={training.seed}" for training in trainings]
-    if options.workers:
+    if options.workers is not None:
         return _side_by_side(dict(zip(names, queue)), options)
     end, status = time.monotonic() + (float("inf") if options.max_seconds is None else options.max_seconds), 0
     for name, training in zip(names, trainings):
@@ -198,15 +201,19 @@ def run_evaluate(options):
         return
     from hcnn.companion.results.ledger import write_evaluated  # pandas takes a second to import
 
-    stored = []
-    for trained in (load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))):
-        name, dataset = trained.run["name"], trained.run["parameters"]["dataset"]
+    everything, stored = [load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))], []
+    for trained in everything:
+        dataset = trained.run["parameters"]["dataset"]
         if available(dataset, options.dataset_root):
             stored.append(trained)
         else:
-            _say(f"{name}: {dataset} is not present")
+            _say(f"{trained.run['name']}: {dataset} is not present")
+    if not everything:
+        _say(f"no trained network is stored in {paths.RUNS}")
+    if not stored:
+        return
     cores = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1
-    workers = max(1, min(cores, len(stored)))
+    workers = min(cores, len(stored))
     with joblib.parallel_config("loky", inner_max_num_threads=cores // workers):
         found = joblib.Parallel(workers)(joblib.delayed(_evaluate)(trained, options) for trained in stored)
     if options.images is None:
@@ -249,8 +256,7 @@ def run_interpret(options):
 
 def run_data(options):
     for name in options.names:
-        if name not in DATASETS:
-            raise ValueError(f"data set must be one of {', '.join(DATASETS)}, got {name!r}")
+        one_of(DATASETS).check("data set", name)
     for name in options.names or DATASETS:
         dataset = fetch_dataset(name, options.dataset_root)
         _say(f"{name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
@@ -279,23 +285,14 @@ def run_verify(options):
     return 1 if findings else 0
 
 
-def _say(line):
-    print(line, flush=True)
-
-
 def main(arguments=None):
     """Run a command; the exit code is 2 for wrong parameters, 1 for what went wrong later or differs, with a line."""
     try:
         options = parser().parse_args(arguments)
-        threads = getattr(options, "threads", None)
-        if threads is not None:
-            if threads < 1:
-                raise ValueError(f"threads must be at least 1, got {threads}")
+        if (threads := getattr(options, "threads", None)) is not None:
+            integer(1).check("threads", threads)
             torch.set_num_threads(threads)
         return options.run(options) or 0
-    except ValueError as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, FloatingPointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1

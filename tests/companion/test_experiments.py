@@ -82,7 +82,9 @@ def test_what_nobody_can_train_is_refused_by_name(given, said):
 @pytest.mark.parametrize("arguments, said", [
     (["train", "--K", "8", "--set", "K=4"], "K is given twice"),
     (["train", "--set", "K"], "--set must be NAME=VALUE, got 'K'"),
-    (["train", "--set", "seed=1"], "seed is given twice"), (["train", "--threads", "0"], "threads must be at least 1"),
+    (["train", "--set", "seed=1"], "seed is given twice"), (["train", "--threads", "0"], "threads must be an integer"),
+    (["ablations", "--seeds", "-1"], "seed must be an integer of at least 0, got -1"),
+    (["headline", "--workers", "0"], "workers must be a positive integer, got 0"),
     (["ablations", "--variant", "resnet-20"], "argument --variant: invalid choice: 'resnet-20'"),
     (["data", "mnist"], "data set must be one of"),
 ])

@@ -186,6 +186,13 @@ def test_tables_with_a_users_own_runs_go_to_results_local(repository, monkeypatc
     assert main(["verify", "--device", "cpu"]) == 0
 
 
+def test_where_no_network_is_stored_evaluate_says_so_and_makes_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "nowhere" / "runs")
+    monkeypatch.setattr(paths, "LOCAL", tmp_path / "nowhere" / "local")
+    assert main(["evaluate"]) == 0
+    assert capsys.readouterr().out == f"no trained network is stored in {paths.RUNS}\n" and not list(tmp_path.iterdir())
+
+
 def test_the_command_fails_where_something_differs_until_the_tables_are_written_again(repository, capsys, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", repository)
     edit(repository / "tables" / "table1.csv", "97650", "97651")

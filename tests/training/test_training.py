@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused_by_name_before_anything_is_written(tmp_pat
     (["--K", "8", "--set", "K=4"], "K is given twice"),
     (["--preset", "released", "--variant", "hcnn"], "preset must be one of paper, short for hcnn, got 'released'"),
     (["--train-size", "9999"], "train_size must be"),
-    (["--threads", "0"], "threads must be at least 1, got 0"),
+    (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
 ])
 def test_wrong_options_give_one_line_and_exit_code_2_and_write_nothing(tmp_path, capsys, arguments, said):
     assert main(["train", "--dataset", "digits", "--out", str(tmp_path / "runs"), *arguments]) == 2

@@ -173,7 +173,8 @@ def swept(names, profile, given, grid):
 
 def side_by_side(cells, profile, workers=None, out=None):
     """Execute cells {name: (notebook, parameters)} in a process each; the exit status, 0 where all are complete."""
-    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile, *(["--out", out] if out is not None else [])]
+    runner = [sys.executable, str(NOTEBOOKS / "execute.py"), "--profile", profile]
+    runner += [] if out is None else ["--out", out]
     commands = {name: [*runner, path.stem, "--json", json.dumps(given)] for name, (path, given) in cells.items()}
     say(f"side by side: {'; '.join(cells)}")
     return report(run_all(commands, workers, say), say)
