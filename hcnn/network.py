@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hcnn.architecture import RULES, Architecture
+from hcnn.architecture import ODD, RULES, Architecture
 from hcnn.geometry import Geometry
 from hcnn.normalisation import AttributeNorm, update_running
 from hcnn.operators import choice, folding, fourier, moments
 from hcnn.operators.convolution import spatial_conv
 from hcnn.operators.fused import elu_over
+from hcnn.settings import BOOLEAN, integer, optional, tuple_of
+
+OF_CONV = dict(  # what the parameters of AttributeConv must be
+    grid=tuple_of(integer(1).holds, "positive integers, one an attribute"),
+    support=tuple_of(ODD.holds, "positive odd integers, one an attribute"),
+    filters=integer(1), Q=optional(integer(1)), elu=BOOLEAN, spatial_support=ODD, attribute_stride=integer(1),
+    statistics=RULES["statistics"], reduction=RULES["reduction"], bias=BOOLEAN,
+    initialisation=RULES["initialisation"], eps=RULES["norm_eps"], momentum=RULES["norm_momentum"])
 
 
 class AttributeConv(nn.Module):
@@ -40,15 +48,15 @@ class AttributeConv(nn.Module):
                  reduction: str = "mean", bias: bool = True, initialisation: str = "he", eps: float = 1e-5,
                  momentum: float = 0.1, generator: torch.Generator | None = None):
         super().__init__()
-        grid, support = tuple(grid), tuple(support)
-        if len(grid) != len(support) or not grid or min(grid) < 1:
-            raise ValueError(f"grid and support must have one positive size an attribute, got {grid} and {support}")
-        if any(s % 2 == 0 or s < 1 for s in (*support, spatial_support)):
-            raise ValueError(f"supports must be odd, got {support} along attributes and {spatial_support} along space")
-        if filters < 1 or (Q is not None and Q < 1):
-            raise ValueError(f"filters and Q must be at least 1, got {filters} and {Q}")
-        for name, value in dict(statistics=statistics, reduction=reduction, initialisation=initialisation).items():
-            RULES[name].check(name, value)
+        grid, support = (tuple(sizes) if isinstance(sizes, list) else sizes for sizes in (grid, support))
+        for name, value in dict(grid=grid, support=support, filters=filters, Q=Q, elu=elu, bias=bias, eps=eps,
+                                momentum=momentum, spatial_support=spatial_support, attribute_stride=attribute_stride,
+                                statistics=statistics, reduction=reduction, initialisation=initialisation).items():
+            OF_CONV[name].check(name, value)
+        if not grid or len(grid) != len(support):
+            raise ValueError(f"grid and support must have one size an attribute, got {grid} and {support}")
+        if elu and Q is None:
+            raise ValueError("elu must be false where Q is None, as w has no h and g to stand between, got True")
         self.grid, self.support, self.filters, self.Q, self.elu = grid, support, filters, Q, elu
         self.space, self.along = (Geometry(step, padding_mode, padding) for step in (stride, attribute_stride))
         self.spatial_support, self.statistics, self.reduction = spatial_support, statistics, reduction
@@ -75,11 +83,12 @@ class AttributeConv(nn.Module):
 
     def forward(self, x: torch.Tensor, marginal: bool = False) -> torch.Tensor:
         """W_j x; with `marginal`, which needs the path `fused`, what equation (6) then makes of ELU(W_j x)."""
-        if x.dim() == len(self.grid) + 4:
+        more = x.dim() - len(self.grid) - 3
+        if more not in (0, 1) or tuple(x.shape[1 + more:-2]) != self.grid or 0 in x.shape[:2]:
+            raise ValueError(f"input must be (batch >= 1, {', '.join(map(str, self.grid))}, height, width), with or "
+                             f"without one more attribute axis after the batch, got {tuple(x.shape)}")
+        if more:
             x = x.sum(1) / x.shape[1] if self.reduction == "mean" else x.sum(1)  # no gradient is divided whole
-        if x.dim() != len(self.grid) + 3 or tuple(x.shape[1:-2]) != self.grid:
-            raise ValueError(f"input must be (batch, {', '.join(map(str, self.grid))}, height, width), with or without "
-                             f"one more attribute axis after the batch; got {tuple(x.shape)}")
         if min(x.shape[-2:]) < (self.spatial_support // 2 if self.space.padding_mode == "periodic" else 1):
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than the reach of the filters")
         path = self.path_for(x)

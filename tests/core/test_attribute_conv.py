@@ -169,9 +169,11 @@ def test_attribute_conv_averages_one_more_attribute():
 
 
 @pytest.mark.parametrize("arguments, x, words", [
-    (((4, 8), 5, (6, 11)), None, "odd"), (((4,), 5), None, "one positive size an attribute"),
-    (((4, 8), 0), None, "at least 1"),
-    (((4, 8), 5), (2, 8, 4, 5, 5), r"\(batch, 4, 8, height, width\)"), (((4, 8), 5), (2, 4, 8, 5), "input must be"),
+    (((4, 8), 5, (6, 11)), None, "^support must be positive odd"), (((4,), 5), None, "one size an attribute"),
+    (((4, 8), 0), None, "^filters must be an integer of at least 1"), ((8, 5), None, "^grid must be positive integers"),
+    (((4, 8), 5), (2, 8, 4, 5, 5), r"\(batch >= 1, 4, 8, height, width\)"),
+    (((4, 8), 5), (2, 4, 8, 5), "input must be"), (((4, 8), 5), (0, 4, 8, 5, 5), "input must be"),
+    (((4, 8), 5), (2, 0, 4, 8, 5, 5), "input must be"),
 ])
 def test_wrong_shapes_are_refused_with_the_right_ones(arguments, x, words):
     with pytest.raises(ValueError, match=words):
@@ -182,6 +184,14 @@ def test_wrong_shapes_are_refused_with_the_right_ones(arguments, x, words):
 def test_words_that_mean_nothing_are_refused(name):
     with pytest.raises(ValueError, match=f"^{name} must be one of .*, got 'max'$"):
         AttributeConv((4, 8), 5, **{name: "max"})
+
+
+@pytest.mark.parametrize("changes", [
+    dict(filters=16.0), dict(Q=2.5), dict(Q=0), dict(support=(7, 11.0)), dict(spatial_support=(3, 3)), dict(eps=-1),
+    dict(momentum=5), dict(attribute_stride=0), dict(stride=1.5), dict(elu=1), dict(bias=None), dict(Q=None, elu=True)])
+def test_values_that_would_give_another_error_or_nan_or_nothing_are_refused_by_name(changes):
+    with pytest.raises(ValueError, match=f"^{list(changes)[-1]} must be .*, got "):
+        AttributeConv(**dict(grid=(4, 8), filters=5) | changes)
 
 
 def test_bfloat16_stays_within_its_rounding():

@@ -59,7 +59,6 @@ def test_which_path_is_taken():
     for elu in (False, True):
         assert choose(AttributeConv((4, 8), 8, elu=elu), x) == "convolution"  # too short for a transform to save much
     assert choose(AttributeConv((16, 7), 8, padding_mode="periodic"), x) == "convolution"  # it has none
-    assert AttributeConv((4, 8), 8, (3, 5), Q=None, elu=True)(torch.randn(1, 4, 8, 4, 4)).shape == (1, 2, 4, 8, 4, 4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
