@@ -1,7 +1,8 @@
 # docker build -t hcnn . && docker run --rm -p 8888:8888 hcnn, then open the address that it prints.
 # For a GPU: the NVIDIA container toolkit and `--gpus all`; the wheels of PyTorch bring CUDA.
 FROM python:3.11-slim
-RUN apt-get update && apt-get install -y --no-install-recommends make git && rm -rf /var/lib/apt/lists/*
+# gcc and libc6-dev: on a GPU Triton compiles a little C at first use
+RUN apt-get update && apt-get install -y --no-install-recommends make git gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home reader
 USER reader
 WORKDIR /home/reader/hcnn
