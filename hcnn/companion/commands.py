@@ -99,7 +99,8 @@ def parser():
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DATASETS)} (default: all)")
     command(run_speed, "measure training steps beside the literal implementation",
             "again", "max_seconds", "device", "threads")
-    command(run_gpu_check, "does this GPU train as it should? At most four minutes", "out", "device")
+    command(run_gpu_check, "does this GPU train as it should? At most four minutes", "out", "device",
+            out=dict(help="folder of what it measures (default: a temporary one)"))
     command(run_tables, "write tables and the README's results from the stored runs", "local")
     command(run_verify, "write tables and README again and compare, evaluate the stored networks", "accuracy", *MACHINE)
     return top
