@@ -150,7 +150,7 @@ QUICK = [
     dict(dataset="cifar100", variant="hcnn", K=8, Q=16, preset="short", epochs=1, sizes=[16]),
 ]
 # What is open in the paper, or claimed of Q; the field of network or recipe that answers it, or `precision`; the
-# answers, BASE's first. Not `reduction`: with sums BASE's loss is not finite after seven steps.
+# answers, BASE's first. Not `reduction`: with sums BASE's loss is not finite after six or seven steps.
 CHOICES = (
     ("normalisation after g", "output_norm", (False, True)),
     ("ELU at j = J - 1", "last_elu", (True, False)),
