@@ -181,3 +181,14 @@ def test_effective_count_is_the_rank_of_the_filters_jacobian(Q, classes, support
 def test_no_number_of_the_papers_networks_is_dead_or_redundant(dataset, variant):
     count = Architecture.preset(dataset, variant).count()
     assert count["effective"] == count["filters"]
+
+
+def test_what_errata_and_readme_say_of_the_choices_is_what_their_table_says():
+    choices = pd.read_csv(ROOT / "results" / "tables" / "choices.csv")
+    reached = choices.loc[choices.n == 2, ["accuracy, base", "accuracy, changed"]].to_numpy(float)
+    pairs = {(f"{changed:.1f}", f"{base:.1f}") for base, changed in reached}
+    text = "\n".join(row["what it changes"] for row in read(ERRATA)[1])
+    found = set(re.findall(r"([\d.]+)% instead of ([\d.]+)%", text))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    found |= set(re.findall(r"better with both seeds, ([\d.]+) beside ([\d.]+)%", readme))
+    assert len(found) == 5 and found <= pairs

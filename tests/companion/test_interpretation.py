@@ -399,7 +399,7 @@ def test_figures_write_class_and_prediction_under_every_image(digits, found):
     assert [text.get_text() for text in legend.get_texts()] == [
         "translated, $\\tau$ = 1, 3", "translated, $\\tau$ = 2", *(name for name, *_ in drawing.CONTROLS.values())]
     assert len(drawing.known_changes(properties.monotonicity(found), "title").axes) == 4
-    panels = drawing.common(storage.frame(found, "carried"), "title").axes
+    panels = drawing.common(found, "title").axes
     assert [ax.get_title() for ax in panels][:2] == ["brightness", "red - blue"] and len(panels) == 8
 
 

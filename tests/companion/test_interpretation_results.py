@@ -239,6 +239,10 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     keys = (("translated", 3), ("translated", 11), ("exchanged", 3), ("exchanged", 11), ("nearest", 11))
     assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 6)]
     assert 0 < 100 * changes.explained.max() < float(said[6])
+    assert "brightness even inverted where rows move by two, but as much where they change places" in text
+    common = storage.frame(storage.load_interpretation(paths.RUNS / said[7]), "carried")
+    common = common[(common.depth == 3) & (common.property == "brightness") & common.tau.isin([2, 6])]
+    assert len(common) == 4 and (common.high < 0).all(), "translated and exchanged, by two either way"
     said = re.search(
         r"With periodic boundaries, .*? with (0\.\d+) at j = 10 against (0\.\d+) .*? places, (0\.\d+) against "
         r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)", text)

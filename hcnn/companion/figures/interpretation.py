@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from hcnn.companion.figures.common import GREY, MIDDLE, NEW, OLD, SECOND, finished, grid_of_axes
-from hcnn.companion.interpretation.storage import close
+from hcnn.companion.interpretation.storage import close, frame
 
 OTHER = "#b2182b"  # the colour of what does not have the class of x
 CONTROLS = {"nearest": ("untranslated nearest neighbour", OLD, "s--"),
@@ -124,7 +124,7 @@ def probabilities(table, title):
     left.legend(fontsize=8, frameon=False)
     left.grid(alpha=0.3)
     grid = table[table.kind != "chance"].pivot(index="depth", columns=["kind", "tau"], values="probability")
-    grid = grid[[kind for kind in ("nearest", "translated", "exchanged")]]
+    grid = grid[["nearest", "translated", "exchanged"]]
     grid.columns = [("x" if kind == "exchanged" else "") + f"{tau:.0f}" for kind, tau in grid.columns]
     sns.heatmap(grid, annot=True, fmt=".2f", cmap="viridis", vmin=0, ax=right, annot_kws={"fontsize": 7}, cbar=False)
     right.set(xlabel="$\\tau$ (0: untranslated; x: rows exchanged that are $\\tau$ apart)", ylabel="depth j")
@@ -154,17 +154,18 @@ def probabilities_by_run(table):
     return finished(fig)
 
 
-def common(table, title):
+def common(found, title):
     """The table of `carried`, a panel for each property: correlations against depth, a line for each tau (the colour
     says how far rows move), dashed where rows are exchanged instead.
     """
-    rows = 1 + table.tau.max()  # K/2, or fewer where not every tau was asked for
+    table, rows = frame(found, "carried"), found[f"arrays_{found['depths'][0]}"].shape[1]
+    table["far"] = np.minimum(table.tau, rows - table.tau)
+    colours = dict(enumerate(["black", *plt.get_cmap("plasma")(np.linspace(0, 0.85, rows // 2))]))
     fig, axes = grid_of_axes(2, 4, 3.1, 2.6, ruled=True, sharex=True, sharey=True)
     for ax, (name, of) in zip(axes.flat, table.groupby("property", sort=False)):
-        for (kind, tau), line in of.groupby(["kind", "tau"]):
-            far = min(tau, rows - tau)
+        for (kind, _, far), line in of.groupby(["kind", "tau", "far"]):
             ax.plot(line.depth, line.correlation, "--" if kind == "exchanged" else "-", linewidth=1.2,
-                    color="black" if kind == "nearest" else plt.get_cmap("plasma")(0.85 * (far - 1) / (rows / 2)))
+                    color=colours[far])
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_title(name, fontsize=9)
         ax.set(xticks=sorted(set(table.depth)))
@@ -172,11 +173,9 @@ def common(table, title):
         ax.set_xlabel("depth j")
     for ax in axes[:, 0]:
         ax.set_ylabel("correlation")
-    far = sorted({min(tau, rows - tau) for tau in set(table.tau) - {0}})
-    marks = [Line2D([], [], color="black", label="untranslated nearest neighbour")]
-    marks += [Line2D([], [], color=plt.get_cmap("plasma")(0.85 * (d - 1) / (rows / 2)), label=f"translated by {d}")
-              for d in far]
-    marks += [Line2D([], [], color=GREY, linestyle="--", label="rows exchanged as far away")]
+    marks = [Line2D([], [], color=colours[far], label=f"translated by {far}" if far else CONTROLS["nearest"][0])
+             for far in sorted(set(table.far))]
+    marks += [Line2D([], [], color=GREY, linestyle="--", label=CONTROLS["exchanged"][0])]
     fig.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, frameon=False)
     return finished(fig, title)
 
