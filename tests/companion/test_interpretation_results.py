@@ -28,14 +28,18 @@ def digits():
     return load_dataset("digits")
 
 
-@pytest.fixture(scope="module")
-def right(tmp_path_factory, digits):
+def interpreted_run(out, data, seed=0):
     """A run folder with an interpretation of ten queries and 40 database images."""
     architecture = Architecture.preset("digits", K=8, Q=2, J=5, subsampled=(1, 2), attribute_support=(3, 5))
-    folder = train(architecture, Recipe(epochs=1, lr=0.05), digits, train_size=60, device="cpu",
-                   out=tmp_path_factory.mktemp("runs"), log=lambda line: None)
-    measure.interpret_run(load(folder), digits, images=[1, 5], database=40, queries=10, altered=3)
+    folder = train(architecture, Recipe(epochs=1, lr=0.05), data, train_size=60, device="cpu", seed=seed, out=out,
+                   log=lambda line: None)
+    measure.interpret_run(load(folder), data, images=[1, 5], database=40, queries=10, altered=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory, digits):
+    return interpreted_run(tmp_path_factory.mktemp("runs"), digits)
 
 
 @pytest.fixture
@@ -193,11 +197,27 @@ def test_tables_without_interpretations_are_empty_and_damaged_ones_are_named(run
     assert "interpretation.npz is damaged" in capsys.readouterr().out
 
 
+def test_networks_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(run, digits, tmp_path):
+    runs = [run, load_run(interpreted_run(tmp_path, digits, seed=1))]
+    table, statistics = interpreted.over_seeds_table(runs), interpreted.progression_table(runs)
+    for row in table[~table.about.str.startswith("probability")].itertuples():
+        found = statistics[(statistics.about == row.about) & (statistics.statistic == row.statistic)]
+        assert [row.mean, row.deviation] == pytest.approx([found.value.mean(), found.value.std()], abs=1e-5)
+        assert (row.n, row.above, row.below) == (2, (found.low > 0).sum(), (found.high < 0).sum())
+        assert [row.least, row.most] == sorted(found.value)
+    same = interpreted.same_class_table(runs)
+    same = same[(same.depth == 4) & (same.kind == "translated")].groupby("run").probability.mean()
+    row = table[(table.about == "probability at j = 4") & (table.statistic == "translated")].iloc[0]
+    assert row["mean"] == pytest.approx(same.mean(), abs=1e-5) and pd.isna(row.above) and len(same) == 2
+    assert interpreted.over_seeds_table(runs[:1]).empty
+
+
 def test_all_tables_are_written_into_a_folder(run, tmp_path):
     interpreted.write_tables(tmp_path / "tables", [run])
     written = {path.stem: pd.read_csv(path) for path in (tmp_path / "tables").iterdir()}
     assert written.keys() == interpreted.TABLES.keys()
-    assert all(len(written[name]) == len(make([run])) > 1 for name, make in interpreted.TABLES.items())
+    assert all(len(written[name]) == len(make([run])) for name, make in interpreted.TABLES.items())
+    assert [name for name, table in written.items() if table.empty] == ["over_seeds"], "one run has one seed"
 
 
 # ---- a larger result is not lost

@@ -55,9 +55,10 @@ def progression(found):
     last = {"": slice(None), ", without the last": slice(-1)} if len(counts) > 2 else {"": slice(None)}
     statistics = {}
     for words, part in last.items():
-        ranks = counts[part].rank()
-        correlation = ranks.corrwith(pd.Series(range(len(ranks)))).fillna(0)  # where all are equal
-        statistics[f"rank correlation with depth{words}"] = correlation.to_numpy()
+        ranks = counts[part].rank().to_numpy()  # whose mean is that of 1 ... number of depths
+        depth = np.arange(len(ranks)) - (len(ranks) - 1) / 2
+        size = np.sqrt(depth @ depth * ((ranks - ranks.mean(0)) ** 2).sum(0))
+        statistics[f"rank correlation with depth{words}"] = depth @ ranks / np.where(size, size, np.inf)  # equal: 0
         statistics[f"deepest - shallowest{words}"] = translated[:, part][:, -1] - translated[:, 0]
     return quantiles(statistics | {
         "translated - exchanged": difference.mean(1), "translated - nearest": (translated - untranslated).mean(1)})

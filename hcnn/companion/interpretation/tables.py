@@ -9,6 +9,9 @@ from hcnn.companion.interpretation.storage import load_interpretation
 from hcnn.companion.results.runs import in_epochs, usable
 from hcnn.training.run_folder import write_bytes
 
+HEAD = ["run", "network", "trained on", "seed", "accuracy", "database", "queries"]  # the first columns of every table
+ALIKE = ["network", "trained on", "database", "queries"]
+
 
 def interpreted(runs, log=print):
     """The (run, result) of all that have an interpretation.npz; a damaged one is left out, with a line of warning."""
@@ -28,12 +31,11 @@ def _below_one_another(runs, make, columns):
     """make(run, result) of every interpreted run, with what the run is and how much was searched."""
     parts = []
     for run, found in interpreted(runs):
-        sizes = {name: len(found[name]) for name in ("database", "queries")}
-        head = {"run": run.folder.name, "network": f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
-                "trained on": f"{run.data}, {run.train_images:,} images, {in_epochs(run.epochs_done)}",
-                "seed": run.seed, "accuracy": round(run.accuracy, 2), **sizes}
-        parts.append(make(run, found)[columns].round(5).assign(**head)[[*head, *columns]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run", *columns])
+        head = (run.folder.name, f"{run.system} K={run.K} Q={run.Q}, {run.padding_mode}",
+                f"{run.data}, {run.train_images:,} images, {in_epochs(run.epochs_done)}",
+                run.seed, round(run.accuracy, 2), len(found["database"]), len(found["queries"]))
+        parts.append(make(run, found)[columns].round(5).assign(**dict(zip(HEAD, head)))[[*HEAD, *columns]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*HEAD, *columns])
 
 
 def same_class_table(runs):
@@ -65,8 +67,29 @@ def in_common_table(runs):
     return _below_one_another(runs, lambda run, found: told_apart(found), columns)
 
 
+def over_seeds_table(runs):
+    """Networks that differ in their seed alone, interpreted alike: mean, standard deviation and range of their results.
+
+    These are every statistic of `progression_table`, and the probability of the same class by depth and kind (mean over
+    tau >= 1). above, below: in how many of the n networks the 95% interval of a statistic lies above or below 0.
+    """
+    training = {run.folder.name: run.experiment.key for run, _ in interpreted(runs)}
+    statistics, same = progression_table(runs), same_class_table(runs)
+    means = same.groupby(["run", *ALIKE, "depth", "kind"], as_index=False).probability.mean()
+    means = means.rename(columns={"probability": "value", "kind": "statistic"})
+    means["about"] = "probability at j = " + means.depth.astype(str)
+    found = pd.concat([statistics, means])
+    found = found.assign(training=found.run.map(training), above=found.low > 0, below=found.high < 0)
+    groups = found.groupby(["training", *ALIKE, "about", "statistic"], sort=False)
+    table = groups.agg(mean=("value", "mean"), deviation=("value", "std"), least=("value", "min"),
+                       most=("value", "max"), n=("value", "size"), above=("above", "sum"), below=("below", "sum"))
+    table = table[table.n > 1].reset_index().drop(columns="training").round(5)
+    no_interval = table.about.str.startswith("probability")
+    return table.assign(**{side: table[side].astype("Int64").mask(no_interval) for side in ("above", "below")})
+
+
 TABLES = {"same_class": same_class_table, "progression": progression_table, "known_changes": known_changes_table,
-          "in_common": in_common_table}
+          "in_common": in_common_table, "over_seeds": over_seeds_table}
 
 
 def write_tables(folder, runs):

@@ -25,7 +25,7 @@ def keep(fig, name, out):
 def shown(table, caption=""):
     """A table as a notebook shows it: no index, text to the left, lines of text as they are."""
     looks = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
-    return table.style.hide(axis="index").set_caption(caption).set_properties(**looks).format(precision=3)
+    return table.style.hide(axis="index").set_caption(caption).set_properties(**looks).format(precision=3, na_rep="")
 
 
 def source(function):
