@@ -58,8 +58,8 @@ class _TiledProduct(torch.autograd.Function):
     """x (batch, A, B, height, width) padded; matrix (G, A' * filters, r * A * Q); bias (B', A', filters); h (Q, k * k +
     1); M (G * r, B); V (B', G).
 
-    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`; gradients add up in
-    that of the matrix.
+    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`, V, of which more comes
+    than goes in, and sums of gradients that of the matrix.
     """
 
     @staticmethod
@@ -127,5 +127,5 @@ def tiled(layer, x, matrix, bias, h, b):
         bias = bias.view(-1, len(V), layer.filters).transpose(0, 1).contiguous()
         filters_and_bias = torch.cat([h.flatten(1), b[:, None]], 1)
         out = _TiledProduct.apply(x.view(n, -1, B, *x.shape[-2:]), matrix, bias,
-                                  filters_and_bias, M.flatten(0, 1), V, dtype, size, k, space.stride)
+                                  filters_and_bias, M.flatten(0, 1).to(dtype), V, dtype, size, k, space.stride)
     return out.flatten(1, 3)
