@@ -30,20 +30,20 @@ class AttributeNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(filters))
 
     def forward(self, x):
-        if x.is_cuda and world() == 1:
-            return self._by_torch(x)
-        z = x.reshape(-1, *x.shape[-3:])  # every older attribute into the batch
-        mean, var = self._moments(z) if self.training else (self.running_mean, self.running_var)
-        gain = self.scale * torch.rsqrt(var + self.eps)
-        offset = self.shift - gain * mean
-        return torch.addcmul(offset.view(-1, 1, 1).to(x.dtype), x, gain.view(-1, 1, 1).to(x.dtype))
-
-    def _by_torch(self, x):
+        if world() > 1:
+            return self._shared(x)
         last = x.movedim(-3, -1).movedim((-3, -2), (1, 2))  # (batch, height, width, ..., filters)
         z = last.reshape(-1, len(self.scale)) if last.is_contiguous() else x.reshape(-1, *x.shape[-3:])
         z = F.batch_norm(z, self.running_mean, self.running_var, self.scale, self.shift, self.training, self.momentum,
                          self.eps)
         return z.view(last.shape).movedim((1, 2), (-3, -2)).movedim(-1, -3) if z.dim() == 2 else z.view(x.shape)
+
+    def _shared(self, x):
+        z = x.reshape(-1, *x.shape[-3:])  # every older attribute into the batch
+        mean, var = self._moments(z) if self.training else (self.running_mean, self.running_var)
+        gain = self.scale * torch.rsqrt(var + self.eps)
+        offset = self.shift - gain * mean
+        return torch.addcmul(offset.view(-1, 1, 1).to(x.dtype), x, gain.view(-1, 1, 1).to(x.dtype))
 
     def _moments(self, z):
         with torch.autocast(z.device.type, enabled=False):
