@@ -43,7 +43,8 @@ def train(architecture, recipe: Recipe, dataset: Dataset, seed: int = 0, out: st
     Under torchrun every process takes its share of each minibatch.
 
     Raises ValueError for wrong parameters, or a folder that belongs to another run, before anything is written;
-    BlockingIOError when another process writes the run; FloatingPointError when the loss is no longer finite.
+    BlockingIOError when another process writes the run; FloatingPointError when the loss is no longer finite, or the
+    gradient zero.
     """
     begin = time.monotonic()
     data, device, out = split_dataset(dataset, split, train_size), choose_device(device), Path(out or paths.RUNS)
@@ -187,6 +188,7 @@ class _Training:
         check = partial(self.stop.check, deadline=state["step"] < self.steps)
         try:
             self._descend(minibatch)
+            self._require_gradient()
             loss, accuracy = _tested(self, check)
         except Stopped:
             return False
@@ -228,6 +230,12 @@ class _Training:
         finally:
             progress.close()
 
+    def _require_gradient(self):
+        """Raise FloatingPointError where the last step had none: ELUs are saturated, all images have equal scores."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if gradients and not any(bool(gradient.any()) for gradient in gradients):
+            raise _diverged(self, "the gradient is zero and nothing is learnt any more", self.steps)
+
     def _wishes(self, asking):
         """Whether to stop and whether to save: what this process wants, or any of several where they ask each other."""
         wishes = self.stop.reason() is not None, asking and time.monotonic() - self.saved > CHECKPOINT_SECONDS
@@ -268,5 +276,5 @@ def _diverged(training, what, step):
         where = f"a step between {max(1, step - GPU_CHECK_STEPS)} and {step}"
     return FloatingPointError(
         f"{what} at epoch {training.state['epoch'] + 1}, {where} of {training.steps}; lower lr "
-        f"({training.recipe.lr:g}) or use precision='strict'. Nothing is lost: the folder {training.folder} stays as "
-        "it was at the last checkpoint")
+        f"({training.recipe.lr:g}), set output_norm=True where the network has it or use precision='strict'. Nothing is "
+        f"lost: the folder {training.folder} stays as it was at the last checkpoint")

@@ -333,10 +333,14 @@ def test_boundaries_are_told_by_any_pair_and_decided_by_that_of_the_papers_recip
     for given, accuracy in ((HERE[0], 0.86), (HERE[3], 0.79)):
         fabricate(tmp_path, accuracy, **given)
     told = "HCNN K=8 Q=16, short: -7.00 points with periodic boundaries, n = 1"
-    assert said() == ("not run", f"{told}; the paper's recipe is not run")
+    assert said()[0] == "not run" and said()[1].startswith(f"{told}; the paper's recipe is not run: ")
     for given, accuracy in (({}, 0.9), (dict(padding_mode="periodic"), 0.896)):
         fabricate(tmp_path, accuracy, **given)
-    assert said() == ("reproduced", f"HCNN K=16 Q=32: -0.40 points with periodic boundaries, n = 1; {told}")
+    near = "HCNN K=16 Q=32: -0.40 points with periodic boundaries, n = 1"
+    assert said() == ("reproduced", f"{near}; {told}")
+    for given, accuracy in (({}, 0.9), (dict(padding_mode="periodic"), 0.7)):
+        fabricate(tmp_path, accuracy, output_norm=True, **given)
+    assert said()[0] == "not reproduced"
 
 
 def test_every_run_key_of_the_ledger_is_known_and_others_are_refused(claims):

@@ -33,7 +33,7 @@ def test_an_exploding_gradient_stops_the_run_and_every_checkpoint_stays_finite(t
 
     monkeypatch.setattr(loop, "build", network)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)  # a checkpoint after every step
-    said = "(loss|a weight) .*is not finite at epoch 1, step [345] of 5; lower lr .0.1. or use precision='strict'"
+    said = "(loss|a weight) .*is not finite at epoch 1, step [345] of 5; lower lr .0.1., set output_norm"
     with pytest.raises(FloatingPointError, match=said):
         fit(tmp_path)
     monkeypatch.undo()
@@ -41,6 +41,17 @@ def test_an_exploding_gradient_stops_the_run_and_every_checkpoint_stays_finite(t
     assert all(tensor.isfinite().all() for part in parts.values() for tensor in part.values())
     if state["step"] == 2:  # before the explosion: a finite one may be saved, and what it leads to never is
         assert content(fit(tmp_path)) == content(whole)
+
+
+def test_a_network_that_is_saturated_ends_the_run(tmp_path, monkeypatch):
+    def network(*arguments):
+        net = HCNN(*arguments)
+        net.operators[-1].bias.data.fill_(-1e4)  # of every class: the last ELU is -1 and its slope 0
+        return net
+
+    monkeypatch.setattr(loop, "build", network)
+    with pytest.raises(FloatingPointError, match="gradient is zero .* at epoch 1, step 5 of 5; .* set output_norm=True"):
+        fit(tmp_path)
 
 
 def test_a_minibatch_of_one_image_trains_and_no_image_is_refused(tmp_path, whole):
