@@ -152,8 +152,7 @@ QUICK = [
     dict(dataset="cifar100", variant="hcnn", K=8, Q=16, preset="short", epochs=1, sizes=[16]),
 ]
 # What is open in the paper, or claimed of Q; the field of network or recipe that answers it, or `precision`; the
-# answers, BASE's first. Not `reduction` or `padding_mode`: with sums, or periodic boundaries, BASE diverges within twenty
-# steps.
+# answers, BASE's first. Not `reduction` or `padding_mode`: with sums, or periodic boundaries, BASE diverges at once.
 CHOICES = (
     ("normalisation after g", "output_norm", (False, True)),
     ("ELU at j = J - 1", "last_elu", (True, False)),

@@ -276,5 +276,5 @@ def _diverged(training, what, step):
         where = f"a step between {max(1, step - GPU_CHECK_STEPS)} and {step}"
     return FloatingPointError(
         f"{what} at epoch {training.state['epoch'] + 1}, {where} of {training.steps}; lower lr "
-        f"({training.recipe.lr:g}), set output_norm=True where the network has it or use precision='strict'. Nothing is "
-        f"lost: the folder {training.folder} stays as it was at the last checkpoint")
+        f"({training.recipe.lr:g}), set output_norm=True where the network has it or use precision='strict'. Nothing "
+        f"is lost: the folder {training.folder} stays as it was at the last checkpoint")

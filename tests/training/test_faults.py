@@ -50,7 +50,7 @@ def test_a_network_that_is_saturated_ends_the_run(tmp_path, monkeypatch):
         return net
 
     monkeypatch.setattr(loop, "build", network)
-    with pytest.raises(FloatingPointError, match="gradient is zero .* at epoch 1, step 5 of 5; .* set output_norm=True"):
+    with pytest.raises(FloatingPointError, match="gradient is zero .* epoch 1, step 5 of 5; .* set output_norm=True"):
         fit(tmp_path)
 
 

@@ -71,12 +71,15 @@ def over_seeds_table(runs):
     """Networks that differ in their seed alone, interpreted alike: mean, standard deviation and range of their results.
 
     These are every statistic of `progression_table`, and the probability of the same class by depth and kind (mean over
-    tau >= 1). above, below: in how many of the n networks the 95% interval of a statistic lies above or below 0.
+    the tau with which rows can be exchanged). above, below: in how many of the n networks the 95% interval of a
+    statistic lies above or below 0.
     """
     training = {run.folder.name: run.experiment.key for run, _ in interpreted(runs)}
     statistics, same = progression_table(runs), same_class_table(runs)
-    means = same.groupby(["run", *ALIKE, "depth", "kind"], as_index=False).probability.mean()
-    means = means.rename(columns={"probability": "value", "kind": "statistic"})
+    tau_of_run = pd.MultiIndex.from_frame(same[["run", "tau"]])
+    controlled = tau_of_run.isin(tau_of_run[same.kind == "exchanged"])
+    same = same[controlled | (same.kind != "translated")].rename(columns={"probability": "value", "kind": "statistic"})
+    means = same.groupby(["run", *ALIKE, "depth", "statistic"], as_index=False).value.mean()
     means["about"] = "probability at j = " + means.depth.astype(str)
     found = pd.concat([statistics, means])
     found = found.assign(training=found.run.map(training), above=found.low > 0, below=found.high < 0)
