@@ -58,8 +58,8 @@ class _TiledProduct(torch.autograd.Function):
     """x (batch, A, B, height, width) padded; matrix (G, A' * filters, r * A * Q); bias (B', A', filters); h (Q, k * k +
     1); M (G * r, B); V (B', G).
 
-    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`, V, of which more comes
-    than goes in, and sums of gradients that of the matrix.
+    Returns (batch, A', B', filters, height', width'). The factors of the products have `dtype`, V, which meets the
+    smaller arrays, and sums of gradients that of the matrix.
     """
 
     @staticmethod

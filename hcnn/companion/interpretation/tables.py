@@ -74,7 +74,7 @@ def over_seeds_table(runs):
     the tau with which rows can be exchanged). above, below: in how many of the n networks the 95% interval of a
     statistic lies above or below 0.
     """
-    training = {run.folder.name: run.experiment.key for run, _ in interpreted(runs)}
+    training = {run.folder.name: run.experiment.key for run in usable(runs)}
     statistics, same = progression_table(runs), same_class_table(runs)
     tau_of_run = pd.MultiIndex.from_frame(same[["run", "tau"]])
     controlled = tau_of_run.isin(tau_of_run[same.kind == "exchanged"])
