@@ -16,7 +16,8 @@ from hcnn.companion.interpretation import measure, storage
 from hcnn.companion.interpretation import tables as interpreted
 from hcnn.companion.interpretation.attributes import smooth
 from hcnn.companion.interpretation.checks import check_interpretation
-from hcnn.companion.results.runs import load_run
+from hcnn.companion.results.ledger import ledger
+from hcnn.companion.results.runs import load_run, load_runs
 from hcnn.data.datasets import load_dataset
 from hcnn.training import run_folder as runs
 from hcnn.training.loop import train
@@ -199,18 +200,39 @@ def test_tables_without_interpretations_are_empty_and_damaged_ones_are_named(run
 
 def test_networks_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(run, digits, tmp_path):
     runs = [run, load_run(interpreted_run(tmp_path, digits, seed=1))]
-    table, statistics = interpreted.over_seeds_table(runs), interpreted.progression_table(runs)
-    for row in table[~table.about.str.startswith("probability")].itertuples():
+    table, statistics = interpreted.by_network_table(runs), interpreted.progression_table(runs)
+    rows = table[table.about.isin(statistics.about) & (table.statistic != "most explained")]
+    for row in rows.itertuples():
         found = statistics[(statistics.about == row.about) & (statistics.statistic == row.statistic)]
         assert [row.mean, row.deviation] == pytest.approx([found.value.mean(), found.value.std()], abs=1e-5)
         assert (row.n, row.above, row.below) == (2, (found.low > 0).sum(), (found.high < 0).sum())
-        assert [row.least, row.most] == sorted(found.value)
+        assert [row.low, row.high] == pytest.approx([found.low.min(), found.high.max()], abs=1e-5)
+    assert len(rows) == len(statistics) / 2
     same = interpreted.same_class_table(runs)
     same = same[(same.depth == 4) & (same.kind == "translated") & same.tau.isin([1, 3])]
-    same = same.groupby("run").probability.mean()
-    row = table[(table.about == "probability at j = 4") & (table.statistic == "translated")].iloc[0]
-    assert row["mean"] == pytest.approx(same.mean(), abs=1e-5) and pd.isna(row.above) and len(same) == 2
-    assert interpreted.over_seeds_table(runs[:1]).empty
+    near = (same.close * same.if_close.fillna(0)).groupby(same.run).sum() / same.close.groupby(same.run).sum()
+    at_4 = table[table.about == "probability at j = 4"].set_index("statistic")
+    assert at_4["mean"]["translated"] == pytest.approx(same.groupby("run").probability.mean().mean(), abs=1e-5)
+    assert at_4["mean"]["translated, close"] == pytest.approx(near.mean(), abs=1e-5) and at_4.above.isna().all()
+    alone = interpreted.by_network_table(runs[:1]).set_index(["about", "statistic"])
+    assert set(alone.n) == {1} and alone.deviation.isna().all()
+    changes, common = interpreted.known_changes_table([run]), interpreted.in_common_table([run])
+    assert alone["mean"]["known changes", "most explained"] == changes.explained.max()
+    common = common.set_index(["half", "about"]).exchanged
+    assert alone["mean"]["in common, deep colour", "exchanged"] == common["deep", "colour"]
+
+
+def test_evidence_in_the_ledger_tells_every_interpreted_network_by_its_numbers():
+    evidence = ledger(load_runs(paths.RUNS)).set_index("id").evidence
+    said = evidence["deeper-same-class"].splitlines()[1:]
+    table = pd.read_csv(paths.RESULTS / "tables" / "by_network.csv")
+    assert len(said) == table.groupby(["training", "database", "queries"]).ngroups
+    (large,) = (line for line in said if line.startswith("HCNN K=16 Q=32, zeros"))
+    same = pd.read_csv(paths.RESULTS / "tables" / "same_class.csv").query("tau != 4")  # which has no exchange of rows
+    same = same[same.run == "cifar10-hcnn-zeros-s0-49df8eaa"].groupby(["kind", "depth"]).probability.mean()
+    for kind in ("translated", "exchanged"):
+        assert f"{kind} {', '.join(f'{same[kind, j]:.3f}' for j in (3, 10, 11))}, " in large
+    assert re.search(r"translated - exchanged -0.004 \(-0.00\d to -0.00\d\)", large)
 
 
 def test_all_tables_are_written_into_a_folder(run, tmp_path):
@@ -218,7 +240,7 @@ def test_all_tables_are_written_into_a_folder(run, tmp_path):
     written = {path.stem: pd.read_csv(path) for path in (tmp_path / "tables").iterdir()}
     assert written.keys() == interpreted.TABLES.keys()
     assert all(len(written[name]) == len(make([run])) for name, make in interpreted.TABLES.items())
-    assert [name for name, table in written.items() if table.empty] == ["over_seeds"], "one run has one seed"
+    assert not any(table.empty for table in written.values())
 
 
 # ---- a larger result is not lost
@@ -244,10 +266,11 @@ def test_a_smaller_result_does_not_replace_a_larger_one_and_is_served_by_it(run,
         assert written(**other)
 
 
-def stored_tables(run):
-    """The rows of a run in the tables same_class and known_changes."""
-    return [pd.read_csv(paths.RESULTS / "tables" / f"{name}.csv", index_col="run").loc[run]
-            for name in ("same_class", "known_changes")]
+def stored_results(run):
+    """{(about, statistic): mean} of the networks that differ from a run in their seed alone, and its known changes."""
+    folder = paths.RESULTS / "tables"
+    networks, changes = (pd.read_csv(folder / f"{name}.csv") for name in ("by_network", "known_changes"))
+    return networks[networks.training == run].set_index(["about", "statistic"])["mean"], changes[changes.run == run]
 
 
 def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
@@ -255,10 +278,9 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     said = re.search(
         r"rises from ([\d.]+) at j = 3 to ([\d.]+) at j = 11, .*? as well, from ([\d.]+) to ([\d.]+), .*? to "
         r"([\d.]+): .* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
-    found, changes = stored_tables(said[7])
-    mean = found.groupby(["kind", "depth"]).probability.mean()
+    mean, changes = stored_results(said[7])
     keys = (("translated", 3), ("translated", 11), ("exchanged", 3), ("exchanged", 11), ("nearest", 11))
-    assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 6)]
+    assert [f"{mean[f'probability at j = {j}', kind]:.2f}" for kind, j in keys] == [said[i] for i in range(1, 6)]
     assert 0 < 100 * changes.explained.max() < float(said[6])
     assert "brightness even inverted where rows move by two, but as much where they change places" in text
     common = storage.frame(storage.load_interpretation(paths.RUNS / said[7]), "carried")
@@ -267,8 +289,7 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     said = re.search(
         r"With periodic boundaries, .*? with (0\.\d+) at j = 10 against (0\.\d+) .*? places, (0\.\d+) against "
         r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)", text)
-    found, changes = stored_tables("cifar10-hcnn-periodic-s0-b0fdb487")
-    mean, most = found.groupby(["depth", "kind"]).probability.mean(), changes.nlargest(1, "explained").iloc[0]
-    keys = itertools.product((10, 11), ("translated", "exchanged"))
-    assert [f"{mean[key]:.2f}" for key in keys] == [said[i] for i in range(1, 5)]
+    mean, changes = stored_results("cifar10-hcnn-periodic-s0-b0fdb487")
+    most, keys = changes.nlargest(1, "explained").iloc[0], itertools.product((10, 11), ("translated", "exchanged"))
+    assert [f"{mean[f'probability at j = {j}', kind]:.2f}" for j, kind in keys] == [said[i] for i in range(1, 5)]
     assert (f"{100 * most.explained:.0f}", most.property, str(most.depth)) == (said[5], said[6], said[7])

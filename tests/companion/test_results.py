@@ -346,6 +346,8 @@ def test_boundaries_are_told_by_any_pair_and_decided_by_that_of_the_papers_recip
 def test_every_run_key_of_the_ledger_is_known_and_others_are_refused(claims):
     found = ledger([])
     assert set(found.verdict[found.run_key != ""]) == {"not run"}
+    assert list(found.evidence).count("no network is interpreted") >= 7
+    assert not found.evidence.str.contains(" | ", regex=False).any()
     claims.write_text(CLAIMS.replace("cifar10/hcnn/", "cifar10/hcn/"))
     with pytest.raises(ValueError, match="run_key must be one of cifar10/hcnn/.*, got 'cifar10/hcn/accuracy'"):
         ledger([], claims)

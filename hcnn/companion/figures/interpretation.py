@@ -147,6 +147,7 @@ def probabilities_by_run(table):
                      f"database {first.database:,}, n = {first.queries:,} test images", fontsize=8)
         ax.set(xlabel="depth j", ylabel="P(same class)", xticks=sorted(set(table.depth)))
         ax.set_ylim(0, 1.05 * table.high.max())
+        ax.tick_params(labelbottom=True)
     for ax in axes.flat[len(runs):]:
         ax.set_axis_off()
     names = axes[0, 0].get_legend_handles_labels()

@@ -67,32 +67,42 @@ def in_common_table(runs):
     return _below_one_another(runs, lambda run, found: told_apart(found), columns)
 
 
-def over_seeds_table(runs):
-    """Networks that differ in their seed alone, interpreted alike: mean, standard deviation and range of their results.
+def by_network_table(runs):
+    """Networks that differ in their seed alone, n of them, interpreted alike: mean and deviation of each result; low to
+    high: what their 95% intervals span; above, below: how many of these intervals lie above or below 0.
 
-    These are every statistic of `progression_table`, and the probability of the same class by depth and kind (mean over
-    the tau with which rows can be exchanged). above, below: in how many of the n networks the 95% interval of a
-    statistic lies above or below 0.
+    about, statistic: those of `progression_table`; `most explained` of any known change; test accuracy in percent;
+    probabilities by depth and kind, means over the tau with which rows can be exchanged (`translated, close`: where
+    distances are sufficiently small); root mean square correlations of what x and x^tau have in common.
     """
-    training = {run.folder.name: run.experiment.key for run in usable(runs)}
-    statistics, same = progression_table(runs), same_class_table(runs)
+    named = ["run", *ALIKE, "about", "statistic"]
+    same, known, common = same_class_table(runs), known_changes_table(runs), in_common_table(runs)
     tau_of_run = pd.MultiIndex.from_frame(same[["run", "tau"]])
     controlled = tau_of_run.isin(tau_of_run[same.kind == "exchanged"])
-    same = same[controlled | (same.kind != "translated")].rename(columns={"probability": "value", "kind": "statistic"})
-    means = same.groupby(["run", *ALIKE, "depth", "statistic"], as_index=False).value.mean()
-    means["about"] = "probability at j = " + means.depth.astype(str)
-    found = pd.concat([statistics, means])
+    accuracy = same.drop_duplicates("run")[["run", *ALIKE, "accuracy"]].rename(columns={"accuracy": "value"})
+    same = same[controlled | (same.kind != "translated")].rename(columns={"kind": "statistic", "probability": "value"})
+    same = same.assign(about="probability at j = " + same.depth.astype(str), right=same.close * same.if_close)
+    near = same[same.statistic == "translated"].groupby(named, sort=False)[["right", "close"]].sum().reset_index()
+    most = known.loc[known.groupby("run").explained.idxmax()].assign(about="known changes", statistic="most explained")
+    common = common.assign(about="in common, " + common.half + " " + common.about)
+    found = pd.concat([
+        accuracy.assign(about="test images", statistic="accuracy"), progression_table(runs),
+        most.rename(columns={"explained": "value"}),
+        same.groupby(named, sort=False)[["value", "low", "high"]].mean().reset_index(),
+        near.assign(statistic="translated, close", value=near.right / near.close),
+        common.melt(named[:-1], ["nearest", "translated", "exchanged"], "statistic")])
+    training = {run.folder.name: run.experiment.key for run in usable(runs)}
     found = found.assign(training=found.run.map(training), above=found.low > 0, below=found.high < 0)
-    groups = found.groupby(["training", *ALIKE, "about", "statistic"], sort=False)
-    table = groups.agg(mean=("value", "mean"), deviation=("value", "std"), least=("value", "min"),
-                       most=("value", "max"), n=("value", "size"), above=("above", "sum"), below=("below", "sum"))
-    table = table[table.n > 1].reset_index().drop(columns="training").round(5)
-    no_interval = table.about.str.startswith("probability")
-    return table.assign(**{side: table[side].astype("Int64").mask(no_interval) for side in ("above", "below")})
+    table = found.groupby(["training", *named[1:]], sort=False).agg(
+        mean=("value", "mean"), deviation=("value", "std"), low=("low", "min"), high=("high", "max"),
+        n=("value", "size"), above=("above", "sum"), below=("below", "sum"))
+    table = table.reset_index().sort_values("training", kind="stable", ignore_index=True).round(5)
+    sided = table.low.notna() & ~table.about.str.startswith("probability")
+    return table.assign(**{side: table[side].astype("Int64").where(sided) for side in ("above", "below")})
 
 
 TABLES = {"same_class": same_class_table, "progression": progression_table, "known_changes": known_changes_table,
-          "in_common": in_common_table, "over_seeds": over_seeds_table}
+          "in_common": in_common_table, "by_network": by_network_table}
 
 
 def write_tables(folder, runs):

@@ -1,10 +1,13 @@
 """The claims of the paper with their verdicts, and the summary: what it says, what is stored, what came out now."""
 
+import re
+
 import pandas as pd
 
 from hcnn import paths
 from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.experiments import HERE, QUICK, experiment
+from hcnn.companion.interpretation.tables import by_network_table
 from hcnn.companion.results.runs import TITLES, in_epochs, usable
 from hcnn.companion.results.tables import (
     NOT_TRAINED,
@@ -20,6 +23,7 @@ from hcnn.companion.results.tables import (
 )
 
 TOLERANCE = {"cifar10": 0.5, "cifar100": 1.0}  # points from the paper's accuracy that still reproduce it
+MEASURED = re.compile(r"\{(.+?): (.+?)\}(±?)")  # {about: statistic} of `by_network_table`, ± with its interval
 EVALUATED = "evaluated.csv"  # in results/local: the stored networks, evaluated again
 
 
@@ -28,13 +32,33 @@ def ledger(runs, path=None):
     their accuracy.
 
     run_key `cifar10/hcnn/accuracy`: the mean is as near to the tables of the paper as TOLERANCE;
-    `cifar10/hcnn/accuracy>91`: above. `boundary`: what `choices` says of zeros and periodic boundaries.
+    `cifar10/hcnn/accuracy>91`: above. `boundary`: what `choices` says of zeros and periodic boundaries. The interpreted
+    networks of the repository fill in, each its own, what the evidence has MEASURED after a bar.
     """
     claims = pd.read_csv(path or paths.NOTEBOOKS / "claims.csv", dtype=str, keep_default_na=False)
     for row, key in claims.run_key.items():
         if key:
             claims.loc[row, ["verdict", "evidence"]] = _boundary(runs) if key == "boundary" else _answer(key, runs)
+    measured = by_network_table([run for run in usable(runs) if run.dataset in PAPER and not run.local])
+    for row, evidence in claims.evidence.items():
+        words, bar, numbers = evidence.partition(" | ")
+        if bar:
+            claims.loc[row, "evidence"] = "\n".join([words, *_by_network(numbers, measured)])
+        if bar and measured.empty:
+            claims.loc[row, ["verdict", "evidence"]] = "not run", "no network is interpreted"
     return claims
+
+
+def _by_network(numbers, measured):
+    """What is MEASURED, a text for each of the networks that differ in more than their seed."""
+    for _, rows in measured.groupby(["training", "trained on", "database", "queries"], sort=False):
+        accuracy, found, told = rows.iloc[0], rows.set_index(["about", "statistic"]), numbers
+        for field in MEASURED.finditer(numbers):
+            row, form = found.loc[field[1], field[2]], "z.2%" if field[1] == "known changes" else "z.3f"
+            interval = f" ({row.low:{form}} to {row.high:{form}})" if field[3] else ""
+            told = told.replace(field[0], f"{row['mean']:{form}}{interval}", 1)
+        yield (f"{accuracy.network} ({accuracy['trained on']}, {accuracy['mean']:.2f}%, n = {accuracy.n}; "
+               f"{accuracy.queries:,} test images): {told}")
 
 
 NOT_RUN = "the paper's recipe is not run: without a normalisation after g it diverges with periodic boundaries"
