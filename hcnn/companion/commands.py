@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from functools import partial
+from operator import mul
 
 import joblib
 import torch
@@ -202,27 +203,22 @@ def run_evaluate(options):
         return
     from hcnn.companion.results.ledger import write_evaluated  # pandas takes a second to import
 
-    everything, stored = [load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))], []
-    for trained in everything:
-        dataset = trained.run["parameters"]["dataset"]
+    workers = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1
+    networks, found = [load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))], {}
+    for trained in networks:
+        name, dataset = trained.run["name"], trained.run["parameters"]["dataset"]
         if available(dataset, options.dataset_root):
-            stored.append(trained)
+            found[name] = _evaluate(trained, options, workers)
         else:
-            _say(f"{trained.run['name']}: {dataset} is not present")
-    if not everything:
+            _say(f"{name}: {dataset} is not present")
+    if not networks:
         _say(f"no trained network is stored in {paths.RUNS}")
-    if not stored:
-        return
-    cores = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1
-    workers = min(cores, len(stored))
-    with joblib.parallel_config("loky", inner_max_num_threads=cores // workers):
-        found = joblib.Parallel(workers)(joblib.delayed(_evaluate)(trained, options) for trained in stored)
-    if options.images is None:
-        write_evaluated({trained.run["name"]: accuracy for trained, accuracy in zip(stored, found)})
+    if found and options.images is None:
+        write_evaluated(found)
 
 
-def _evaluate(trained, options):
-    """Say the accuracy of a TrainedNetwork beside the stored one; return it."""
+def _evaluate(trained, options, workers=1):
+    """Say the accuracy of a TrainedNetwork beside the stored one, return it; each worker has its share of images."""
     run, device = trained.run, choose_device(options.device)
     asked, stored = run["parameters"], run["test_accuracy"]
     data = split_dataset(_dataset_of(run, options.dataset_root), asked["split"], asked["train_size"])
@@ -230,8 +226,12 @@ def _evaluate(trained, options):
     n = total if options.images is None else options.images
     if not 1 <= n <= total:
         raise ValueError(f"--images must be between 1 and {total}, got {n}")
-    images, labels = data.test_images[:n].to(device), data.test_labels[:n].to(device)
-    loss, accuracy = evaluate(trained.to(device), images, labels, trained.mean, trained.std, size=trained.size)
+    shares = list(zip(*(part.to(device).chunk(workers) for part in (data.test_images[:n], data.test_labels[:n]))))
+    on = partial(evaluate, trained.to(device), mean=trained.mean, std=trained.std, size=trained.size)
+    with joblib.parallel_config("loky", inner_max_num_threads=1):  # ignored by a single worker: that is this process
+        found = joblib.Parallel(workers)(joblib.delayed(on)(*share) for share in shares)
+    weights = [len(labels) / n for _, labels in shares]
+    loss, accuracy = (sum(map(mul, weights, values)) for values in zip(*found))
     _say(f"{run['name']}  {n:,} of {total:,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}\n"
          f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}  loss {loss:.4f}")
     return accuracy

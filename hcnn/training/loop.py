@@ -20,7 +20,7 @@ from hcnn.network import build
 from hcnn.operators import all_sum
 from hcnn.settings import is_integer
 from hcnn.training import graphed, report, run_folder
-from hcnn.training.evaluation import evaluation_sums
+from hcnn.training.evaluation import BATCH, evaluation_sums
 from hcnn.training.recipe import Recipe, lr_at, size_at
 from hcnn.training.step import Step, place_seed
 from hcnn.training.stopping import Stopped, stop_on_signals
@@ -259,7 +259,7 @@ def _tested(training, check):
     mine, step, epoch = slice(rank(), None, world()), training.step, training.state["epoch"]
     check = check if world() == 1 else lambda: None  # one process alone must not leave
     last = epoch + 1 == training.recipe.epochs
-    batch_size = 500 if training.device.type == "cuda" and not last else 100  # HCNN(+) is not fused in float32
+    batch_size = 500 if training.device.type == "cuda" and not last else BATCH  # HCNN(+) is not fused in float32
     with tf32(False) if last else step.autocast():
         totals = evaluation_sums(training.network, images[mine], labels[mine], *step.statistics, batch_size, check,
                                  size_at(training.recipe, epoch))

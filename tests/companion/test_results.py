@@ -3,6 +3,7 @@ one does.
 """
 
 import json
+import shutil
 import statistics
 
 import pandas as pd
@@ -167,6 +168,10 @@ def test_a_users_own_run_has_a_row_of_its_own_and_stands_as_just_now(tmp_path, c
     assert row(table[table.quantity.str.contains("digits in place of CIFAR-10")])["just now"] == "90.00"
     again = row(summary(runs[:1], claims, {stored.name: 81.01}), quantity=label)
     assert (again["stored"], again["just now"]) == ("81.00, one seed", "81.01, one seed")
+    shutil.rmtree(paths.LOCAL)
+    fabricate(paths.RUNS, 0.83, seed=1, **HERE[0])
+    again = row(summary(load_runs(), claims, {stored.name: 81.01}), quantity=label)["stored"]
+    assert again == "82.00 ± 1.41, n = 2; of these again 81.00, one seed"
 
 
 def test_what_notebook_05_keeps_in_results_is_of_no_run_of_a_user(tmp_path, monkeypatch):

@@ -131,9 +131,12 @@ def _accuracies(training, runs, evaluated):
     """What is stored of a training, what came out just now, and on which devices."""
     found = trained(training, runs)
     stored, local = ([run for run in found if run.local == here] for here in (False, True))
-    again = [evaluated[run.folder.name] for run in stored if run.folder.name in (evaluated or {})]
-    now = [run.accuracy for run in local] or again
-    return accuracy_in_words(run.accuracy for run in stored), accuracy_in_words(now) if now else "", devices(found)
+    evaluated, words = evaluated or {}, accuracy_in_words(run.accuracy for run in stored)
+    again = [run for run in stored if run.folder.name in evaluated]
+    now = [run.accuracy for run in local] or [evaluated[run.folder.name] for run in again]
+    if not local and 0 < len(again) < len(stored):
+        words += f"; of these again {accuracy_in_words(run.accuracy for run in again)}"
+    return words, accuracy_in_words(now) if now else "", devices(found)
 
 
 def accuracy_in_words(values):
