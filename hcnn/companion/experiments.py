@@ -177,6 +177,7 @@ BASE = dict(variant="hcnn", K=8, Q=16, epochs=12, sizes=[16], split="validation"
 PAIRS = [
     *(("boundary", dict(variant=variant, **norm), dict(variant=variant, padding_mode="periodic", **norm))
       for variant in VARIANTS for norm in ({}, dict(output_norm=True))),
+    ("boundary", BASE | dict(output_norm=True), BASE | dict(output_norm=True, padding_mode="periodic")),
     ("boundary", HERE[0], HERE[3]),
     ("h and g, or w itself", dict(variant="hcnn"), dict(variant="hcnn", factorised=False)),
     ("h and g, or w itself", dict(variant="hcnn", output_norm=True),

@@ -50,10 +50,13 @@ def ledger(runs, path=None):
 
 
 def _by_network(numbers, measured):
-    """What is MEASURED, a text for each of the networks that differ in more than their seed."""
+    """What is MEASURED, a text for each of the networks that differ in more than their seed and have all of it."""
+    fields = list(MEASURED.finditer(numbers))
     for _, rows in measured.groupby(["training", "trained on", "database", "queries"], sort=False):
         accuracy, found, told = rows.iloc[0], rows.set_index(["about", "statistic"]), numbers
-        for field in MEASURED.finditer(numbers):
+        if not all((field[1], field[2]) in found.index for field in fields):
+            continue  # fewer depths
+        for field in fields:
             row, form = found.loc[field[1], field[2]], "z.2%" if field[1] == "known changes" else "z.3f"
             interval = f" ({row.low:{form}} to {row.high:{form}})" if field[3] else ""
             told = told.replace(field[0], f"{row['mean']:{form}}{interval}", 1)
