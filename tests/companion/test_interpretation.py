@@ -26,7 +26,7 @@ from hcnn.companion.interpretation.attributes import (
     translate,
 )
 from hcnn.companion.interpretation.carried import COLOUR, appearance, carried, correlations, told_apart
-from hcnn.companion.interpretation.probability import progression, same_class_probability
+from hcnn.companion.interpretation.probability import by_depth, progression, same_class_probability
 from hcnn.companion.notebooks import interpretation as cells
 from hcnn.data.datasets import load_dataset
 from hcnn.network import build
@@ -212,14 +212,28 @@ def test_progression_tells_a_rise_with_depth_from_a_constant():
     leap = progression(planted(sometimes(lambda j: 0.8 if j == 5 else 0.1, draw), m=2000)).set_index("statistic")
     assert leap.loc["deepest - shallowest", "low"] > 0.6 > leap.loc["deepest - shallowest, without the last", "high"]
     assert leap.loc["translated - exchanged", "low"] <= 0 <= leap.loc["translated - exchanged", "high"]
+    assert leap.loc["exchanged: deepest - shallowest", "low"] > 0.6
     flat = progression(planted(sometimes(lambda j: 0.5, draw))).set_index("statistic")
     assert flat.loc["deepest - shallowest", "low"] < 0.05 and abs(flat.loc["translated - nearest", "value"]) < 0.05
+
+
+def test_probabilities_at_a_depth_are_means_over_the_translations_that_have_a_control():
+    found = planted(sometimes(lambda j: 0.3 * (j - 2), np.random.default_rng(0)))
+    same = found["labels"][found["index"]] == found["query_labels"]
+    table = by_depth(found).set_index(["depth", "statistic"])
+    for d, depth in enumerate(found["depths"]):
+        assert table.value[depth, "translated"] == pytest.approx(same[d, [1, 3]].mean())
+        assert table.value[depth, "nearest"] == pytest.approx(same[d, 0].mean())
+        row = table.loc[(depth, "translated - exchanged")]
+        assert row.value == 0 and row.low == 0 == row.high, "paired: the same images are found"
+        row = table.loc[(depth, "translated")]
+        assert row.low < 0.3 * (depth - 2) < row.high and row.high - row.low < 0.1
 
 
 def test_rank_correlation_with_depth_counts_equal_probabilities_as_equal():
     m = 60
     found = planted(sometimes(lambda j: 0.3, np.random.default_rng(0)), m, depths=range(3, 12), taus=range(8))
-    kept = (found["labels"][found["index"]] == found["query_labels"])[:, 1:].sum(1)
+    kept = (found["labels"][found["index"]] == found["query_labels"])[:, [1, 3]].sum(1)
     resamples = np.rint(bootstrap(m, 1000)[1:] * m).astype(int)
     exact = [spearmanr(found["depths"], kept @ resample).statistic for resample in resamples]
     row = progression(found).set_index("statistic").loc["rank correlation with depth"]
@@ -431,13 +445,17 @@ def test_a_look_at_one_search_shows_a_picture_without_widgets(monkeypatch, capsy
 def test_verdicts_are_in_words_and_follow_from_the_numbers(found):
     rising = found | planted(lambda own, j: own if j == 5 else (own + 1) % 10, m=100)
     said = cells.verdict_on_classes(rising, same_class_probability(rising, Architecture(**TINY)))
-    assert "rises at the last depth alone, from 0.000 at j = 3 to 1.000 at j = 5." in said
-    assert "as often, within the interval, as one whose rows are exchanged as far away (difference 0.000," in said
+    assert "(a mean over $\\tau$ = 1, 3) rises at the last depth alone, from 0.000 at j = 3 to 1.000 at j = 5." in said
+    assert "exchanged as far away it rises at the last depth alone." in said
+    assert "keeps the class as often, within the interval, as such a one (difference 0.000," in said
     assert said.endswith("100% of the translated arrays have a sufficiently near image; of these 100% keep the class.")
     draw = np.random.default_rng(0)
     steady = found | planted(sometimes(lambda j: 0.2 * (j - 2), draw))
     said = cells.verdict_on_classes(steady, same_class_probability(steady, Architecture(**TINY)))
-    assert "The probability rises with depth, from" in said
+    assert " rises with depth, from" in said and "exchanged as far away it rises with depth." in said
+    alone = steady | dict(exchanges=steady["exchanges"][:0], exchanged=steady["exchanged"][:, :0])
+    said = cells.verdict_on_classes(alone, same_class_probability(alone, Architecture(**TINY)))
+    assert "(a mean over $\\tau$ = 1, 2, 3) rises with depth, from" in said and "exchanged" not in said
     said = cells.verdict_on_changes(found)
     assert re.search(r"of changes of colour and -?[.\d]+% \(.*? to .*?\) of changes of geometry; in the deep", said)
     assert said.endswith("too little to call a translation such a change (3 images, one network).")

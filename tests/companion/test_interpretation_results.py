@@ -211,9 +211,10 @@ def test_networks_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(ru
     same = interpreted.same_class_table(runs)
     same = same[(same.depth == 4) & (same.kind == "translated") & same.tau.isin([1, 3])]
     near = (same.close * same.if_close.fillna(0)).groupby(same.run).sum() / same.close.groupby(same.run).sum()
-    at_4 = table[table.about == "probability at j = 4"].set_index("statistic")
+    at_4 = table[table.about == "j = 4"].set_index("statistic")
     assert at_4["mean"]["translated"] == pytest.approx(same.groupby("run").probability.mean().mean(), abs=1e-5)
-    assert at_4["mean"]["translated, close"] == pytest.approx(near.mean(), abs=1e-5) and at_4.above.isna().all()
+    assert at_4["mean"]["translated, close"] == pytest.approx(near.mean(), abs=1e-5)
+    assert table.above.isna().equals(table.low.isna()) and pd.isna(at_4.above["translated, close"])
     alone = interpreted.by_network_table(runs[:1]).set_index(["about", "statistic"])
     assert set(alone.n) == {1} and alone.deviation.isna().all()
     changes, common = interpreted.known_changes_table([run]), interpreted.in_common_table([run])
@@ -232,7 +233,7 @@ def test_evidence_in_the_ledger_tells_every_interpreted_network_by_its_numbers()
     same = same[same.run == "cifar10-hcnn-zeros-s0-49df8eaa"].groupby(["kind", "depth"]).probability.mean()
     for kind in ("translated", "exchanged"):
         assert f"{kind} {', '.join(f'{same[kind, j]:.3f}' for j in (3, 10, 11))}, " in large
-    assert re.search(r"translated - exchanged -0.004 \(-0.00\d to -0.00\d\)", large)
+    assert re.search(r"translated - exchanged, mean over depths, -0.004 \(-0.00\d to -0.00\d\)", large)
 
 
 def test_all_tables_are_written_into_a_folder(run, tmp_path):
@@ -280,7 +281,7 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
         r"([\d.]+): .* less than (\d+)% .*\(results/figures/same_class_(.*?)\.png\)", text)
     mean, changes = stored_results(said[7])
     keys = (("translated", 3), ("translated", 11), ("exchanged", 3), ("exchanged", 11), ("nearest", 11))
-    assert [f"{mean[f'probability at j = {j}', kind]:.2f}" for kind, j in keys] == [said[i] for i in range(1, 6)]
+    assert [f"{mean[f'j = {j}', kind]:.2f}" for kind, j in keys] == [said[i] for i in range(1, 6)]
     assert 0 < 100 * changes.explained.max() < float(said[6])
     assert "brightness even inverted where rows move by two, but as much where they change places" in text
     common = storage.frame(storage.load_interpretation(paths.RUNS / said[7]), "carried")
@@ -288,8 +289,13 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     assert len(common) == 4 and (common.high < 0).all(), "translated and exchanged, by two either way"
     said = re.search(
         r"With periodic boundaries, .*? with (0\.\d+) at j = 10 against (0\.\d+) .*? places, (0\.\d+) against "
-        r"(0\.\d+) at j = 11, .*? at most (\d)% of any change \((\w+) at j = (\d)\)", text)
-    mean, changes = stored_results("cifar10-hcnn-periodic-s0-b0fdb487")
+        r"(0\.\d+) at j = 11 .*? j = 11, (0\.\d+) and (0\.\d+)\), .*? at most (\d)% of any change, .*? "
+        r"\((\w+) at j = (\d)\)", text)
+    run = "cifar10-hcnn-periodic-s0-b0fdb487"
+    mean, changes = stored_results(run)
     most, keys = changes.nlargest(1, "explained").iloc[0], itertools.product((10, 11), ("translated", "exchanged"))
-    assert [f"{mean[f'probability at j = {j}', kind]:.2f}" for j, kind in keys] == [said[i] for i in range(1, 5)]
-    assert (f"{100 * most.explained:.0f}", most.property, str(most.depth)) == (said[5], said[6], said[7])
+    assert [f"{mean[f'j = {j}', kind]:.2f}" for j, kind in keys] == [said[i] for i in range(1, 5)]
+    same = pd.read_csv(paths.RESULTS / "tables" / "same_class.csv")
+    exact = same[(same.run == run) & (same.kind == "translated") & (same.tau == 2) & same.exact].set_index("depth")
+    assert [f"{exact.probability[j]:.2f}" for j in (10, 11)] == [said[5], said[6]]
+    assert (f"{100 * most.explained:.0f}", most.property, str(most.depth)) == (said[7], said[8], said[9])

@@ -6,6 +6,7 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from hcnn.companion.figures.common import GREY, MIDDLE, NEW, OLD, SECOND, finished, grid_of_axes
+from hcnn.companion.interpretation.probability import with_control
 from hcnn.companion.interpretation.storage import close, frame
 
 OTHER = "#b2182b"  # the colour of what does not have the class of x
@@ -99,13 +100,6 @@ def _probability(ax, rows, name, colour, style, beside=0.0):
                     markersize=4, linewidth=1.3)
 
 
-def _of_controls(table):
-    """The translated rows whose tau has an exchange of rows, and the other ones."""
-    moved = table[table.kind == "translated"]
-    controlled = moved.tau.isin(table[table.kind == "exchanged"].tau)
-    return moved[controlled], moved[~controlled]
-
-
 def _taus(rows):
     return f"translated, $\\tau$ = {', '.join(str(int(tau)) for tau in sorted(set(rows.tau)))}"
 
@@ -113,7 +107,7 @@ def _taus(rows):
 def probabilities(table, title):
     """The table of `same_class_probability`: left, means over tau beside the controls; right, every tau."""
     fig, (left, right) = grid_of_axes(1, 2, 6.2, 4.2, width_ratios=(1, 1.2))
-    controlled, others = _of_controls(table)
+    controlled, others = with_control(table)
     _probability(left, controlled, _taus(controlled), NEW, "D-", -0.12)
     if len(others):
         _probability(left, others, _taus(others), MIDDLE, "o-", -0.06)
@@ -139,7 +133,7 @@ def probabilities_by_run(table):
     lines = -(-len(runs) // 3)
     fig, axes = grid_of_axes(lines, -(-len(runs) // lines), 4, 3.2, ruled=True, squeeze=False, sharex=True, sharey=True)
     for ax, (_, run) in zip(axes.flat, runs):
-        _probability(ax, _of_controls(run)[0], "translated", NEW, "D-")
+        _probability(ax, with_control(run)[0], "translated", NEW, "D-")
         for kind, how in CONTROLS.items():
             _probability(ax, run[run.kind == kind], *how)
         first = run.iloc[0]

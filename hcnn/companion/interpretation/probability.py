@@ -38,30 +38,63 @@ def same_class_probability(found, architecture):
     return pd.DataFrame(rows)
 
 
-def progression(found):
-    """Whether the probability rises with depth: statistic, value, low, high (95% bootstrap over the queries, paired).
+def with_control(table):
+    """The translated rows of `same_class_probability` whose tau has an exchange of rows, and the other ones."""
+    moved = table[table.kind == "translated"]
+    controlled = moved.tau.isin(table[table.kind == "exchanged"].tau)
+    return moved[controlled], moved[~controlled]
 
-    Means over tau >= 1: its rank correlation with the depth, over all depths and without the last one; the deepest
-    minus the shallowest, and the last but one minus the shallowest; the means over depths of its difference from the
-    untranslated nearest neighbour and, for those tau that have one, from exchanged rows.
+
+def kept(found):
+    """{kind: (depths, m)} of translated, exchanged and nearest: the share of the tau whose x^tau has the class of x, of
+    each query image. Of translations those tau count with which rows can be exchanged; all where there is none.
     """
-    own, taus = found["query_labels"], found["taus"]
+    own, taus, exchanges = found["query_labels"], found["taus"], found["exchanges"]
     same = found["labels"][found["index"]] == own  # (depths, taus, m)
-    exchanged = found["labels"][found["exchanged"]] == own
-    cases = np.stack([same[:, taus > 0].mean(1), same[:, taus == 0].mean(1),
-                      same[:, np.isin(taus, found["exchanges"])].mean(1) - exchanged.mean(1)])  # (3, depths, m)
-    translated, untranslated, difference = np.moveaxis(cases @ bootstrap(len(own), RESAMPLES).T, -1, 1)
-    counts = pd.DataFrame((translated.T * (taus > 0).sum() * len(own)).round())  # whole: rounding breaks no tie
-    last = {"": slice(None), ", without the last": slice(-1)} if len(counts) > 2 else {"": slice(None)}
+    shares = {"translated": same[:, np.isin(taus, exchanges) if len(exchanges) else taus > 0].mean(1),
+              "exchanged": (found["labels"][found["exchanged"]] == own).mean(1) if len(exchanges) else None,
+              "nearest": same[:, taus == 0].mean(1)}
+    return {kind: share for kind, share in shares.items() if share is not None}
+
+
+def by_depth(found):
+    """The probabilities of `kept` at every depth, and by how much those of translated arrays exceed the others: depth,
+    statistic, value, low, high (95% bootstrap over the queries, paired).
+    """
+    shares = kept(found)
+    cases = shares | {f"translated - {kind}": shares["translated"] - share for kind, share in list(shares.items())[1:]}
+    draws = bootstrap(len(found["query_labels"]), RESAMPLES).T
+    tables = [quantiles({kind: case[d] @ draws for kind, case in cases.items()}).assign(depth=depth)
+              for d, depth in enumerate(found["depths"].tolist())]
+    return pd.concat(tables, ignore_index=True)
+
+
+def progression(found):
+    """Whether the probability of `kept` rises with depth: statistic, value, low, high (95% bootstrap over the queries,
+    paired).
+
+    Of translated arrays, and of exchanged ones: its rank correlation with the depth, over all depths and without the
+    last one; the deepest minus the shallowest, and the last but one minus the shallowest. Then the mean over depths by
+    which translated arrays exceed exchanged ones and the untranslated nearest neighbour.
+    """
+    draws = bootstrap(len(found["query_labels"]), RESAMPLES).T
+    shares = {kind: share @ draws for kind, share in kept(found).items()}  # (depths, 1 + RESAMPLES)
+    last = {"": slice(None), ", without the last": slice(-1)} if len(found["depths"]) > 2 else {"": slice(None)}
+    times = len(found["query_labels"]) * (len(found["exchanges"]) or (found["taus"] > 0).sum())
     statistics = {}
-    for words, part in last.items():
-        ranks = counts[part].rank().to_numpy()  # whose mean is that of 1 ... number of depths
-        depth = np.arange(len(ranks)) - (len(ranks) - 1) / 2
-        size = np.sqrt(depth @ depth * ((ranks - ranks.mean(0)) ** 2).sum(0))
-        statistics[f"rank correlation with depth{words}"] = depth @ ranks / np.where(size, size, np.inf)  # equal: 0
-        statistics[f"deepest - shallowest{words}"] = translated[:, part][:, -1] - translated[:, 0]
-    return quantiles(statistics | {
-        "translated - exchanged": difference.mean(1), "translated - nearest": (translated - untranslated).mean(1)})
+    for kind, start in (("translated", ""), ("exchanged", "exchanged: ")):
+        if kind not in shares:
+            continue
+        counts = pd.DataFrame((shares[kind] * times).round())  # whole: rounding breaks no tie
+        for words, part in last.items():
+            ranks = counts[part].rank().to_numpy()  # whose mean is that of 1 ... number of depths
+            depth = np.arange(len(ranks)) - (len(ranks) - 1) / 2
+            size = np.sqrt(depth @ depth * ((ranks - ranks.mean(0)) ** 2).sum(0))
+            statistics[f"{start}rank correlation with depth{words}"] = depth @ ranks / np.where(size, size, np.inf)
+            statistics[f"{start}deepest - shallowest{words}"] = shares[kind][part][-1] - shares[kind][0]
+    for kind in list(shares)[1:]:
+        statistics[f"translated - {kind}"] = (shares["translated"] - shares[kind]).mean(0)
+    return quantiles(statistics)
 
 
 def quantiles(statistics):

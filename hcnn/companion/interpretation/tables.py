@@ -3,7 +3,12 @@
 import pandas as pd
 
 from hcnn.companion.interpretation.carried import told_apart
-from hcnn.companion.interpretation.probability import progression, same_class_probability
+from hcnn.companion.interpretation.probability import (
+    by_depth,
+    progression,
+    same_class_probability,
+    with_control,
+)
 from hcnn.companion.interpretation.properties import colour_or_geometry, monotonicity
 from hcnn.companion.interpretation.storage import load_interpretation
 from hcnn.companion.results.runs import in_epochs, usable
@@ -67,29 +72,33 @@ def in_common_table(runs):
     return _below_one_another(runs, lambda run, found: told_apart(found), columns)
 
 
+def by_depth_table(runs):
+    """`by_depth` of every interpreted run."""
+    return _below_one_another(runs, lambda run, found: by_depth(found), ["depth", "statistic", "value", "low", "high"])
+
+
 def by_network_table(runs):
     """Networks that differ in their seed alone, n of them, interpreted alike: mean and deviation of each result; low to
     high: what their 95% intervals span; above, below: how many of these intervals lie above or below 0.
 
-    about, statistic: those of `progression_table`; `most explained` of any known change; test accuracy in percent;
-    probabilities by depth and kind, means over the tau with which rows can be exchanged (`translated, close`: where
-    distances are sufficiently small); root mean square correlations of what x and x^tau have in common.
+    about, statistic: those of `progression_table`; those of `by_depth`, about j = 3 and so on, and `translated, close`,
+    which is of the same tau where distances are sufficiently small; `most explained` of any known change, a mean over
+    its amounts; test accuracy in percent; root mean square correlations of what x and x^tau have in common.
     """
     named = ["run", *ALIKE, "about", "statistic"]
-    same, known, common = same_class_table(runs), known_changes_table(runs), in_common_table(runs)
-    tau_of_run = pd.MultiIndex.from_frame(same[["run", "tau"]])
-    controlled = tau_of_run.isin(tau_of_run[same.kind == "exchanged"])
+    same, known, common, depths = (make(runs) for make in (
+        same_class_table, known_changes_table, in_common_table, by_depth_table))
     accuracy = same.drop_duplicates("run")[["run", *ALIKE, "accuracy"]].rename(columns={"accuracy": "value"})
-    same = same[controlled | (same.kind != "translated")].rename(columns={"kind": "statistic", "probability": "value"})
-    same = same.assign(about="probability at j = " + same.depth.astype(str), right=same.close * same.if_close)
-    near = same[same.statistic == "translated"].groupby(named, sort=False)[["right", "close"]].sum().reset_index()
+    near = _below_one_another(runs, lambda run, found: with_control(same_class_probability(found, run.architecture))[0],
+                              ["depth", "close", "if_close"])
+    near = near.assign(right=near.close * near.if_close, about="j = " + near.depth.astype(str))
+    near = near.assign(statistic="translated, close").groupby(named, sort=False)[["right", "close"]].sum().reset_index()
     most = known.loc[known.groupby("run").explained.idxmax()].assign(about="known changes", statistic="most explained")
     common = common.assign(about="in common, " + common.half + " " + common.about)
     found = pd.concat([
         accuracy.assign(about="test images", statistic="accuracy"), progression_table(runs),
-        most.rename(columns={"explained": "value"}),
-        same.groupby(named, sort=False)[["value", "low", "high"]].mean().reset_index(),
-        near.assign(statistic="translated, close", value=near.right / near.close),
+        most.rename(columns={"explained": "value"}), depths.assign(about="j = " + depths.depth.astype(str)),
+        near.assign(value=near.right / near.close),
         common.melt(named[:-1], ["nearest", "translated", "exchanged"], "statistic")])
     training = {run.folder.name: run.experiment.key for run in usable(runs)}
     found = found.assign(training=found.run.map(training), above=found.low > 0, below=found.high < 0)
@@ -97,7 +106,7 @@ def by_network_table(runs):
         mean=("value", "mean"), deviation=("value", "std"), low=("low", "min"), high=("high", "max"),
         n=("value", "size"), above=("above", "sum"), below=("below", "sum"))
     table = table.reset_index().sort_values("training", kind="stable", ignore_index=True).round(5)
-    sided = table.low.notna() & ~table.about.str.startswith("probability")
+    sided = table.low.notna()
     return table.assign(**{side: table[side].astype("Int64").where(sided) for side in ("above", "below")})
 
 

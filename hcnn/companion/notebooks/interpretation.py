@@ -8,7 +8,7 @@ from hcnn.architecture import VARIANTS, Architecture
 from hcnn.companion.figures import interpretation as drawing
 from hcnn.companion.interpretation import measure, storage
 from hcnn.companion.interpretation.carried import told_apart
-from hcnn.companion.interpretation.probability import progression
+from hcnn.companion.interpretation.probability import progression, with_control
 from hcnn.companion.interpretation.properties import colour_or_geometry as causes
 from hcnn.companion.interpretation.properties import monotonicity
 from hcnn.companion.results.runs import best_available, data_title, load_run, load_runs, runs_folder, usable
@@ -96,24 +96,33 @@ def signs(table):
 
 def verdict_on_classes(found, table):
     """In words, whether translated images keep the class the more probably the deeper the layer."""
-    statistics = progression(found)
+    statistics, (moved, others) = progression(found), with_control(table)
     of, at = signs(statistics), statistics.set_index("statistic")
-    moved = table[table.kind == "translated"]
+    moved = moved if len(moved) else others
     mean, close = moved.groupby("depth").probability.mean(), moved.groupby("depth").close.mean()
     near = (moved.close * moved.if_close.fillna(0)).groupby(moved.depth).mean() / close
     first, last = mean.index[[0, -1]]
-    rises = [of["rank correlation with depth" + words] == of["deepest - shallowest" + words] == 1
-             for words in ("", ", without the last") if "deepest - shallowest" + words in of]
-    course = ("rises with depth" if all(rises) else "rises at the last depth alone" if rises[0] else
-              "does not demonstrably rise with depth")
+    taus = ", ".join(f"{tau:.0f}" for tau in sorted(set(moved.tau)))
     often = {1: "more often than", 0: "as often, within the interval, as", -1: "less often than"}
-    control = at.loc["translated - exchanged"]
-    return (f"**Verdict.** The probability {course}, from {mean[first]:.3f} at j = {first} to {mean[last]:.3f} at "
-            f"j = {last}. Over all depths a translated array keeps the class {often[of['translated - exchanged']]} one "
-            f"whose rows are exchanged as far away (difference {control.value:.3f}, {control.low:.3f} to "
-            f"{control.high:.3f}), and {often[of['translated - nearest']]} the untranslated nearest neighbour. At "
-            f"j = {last} {close[last]:.0%} of the translated arrays have a sufficiently near image; of these "
-            f"{near[last]:.0%} keep the class.")
+    words = [f"**Verdict.** The probability (a mean over $\\tau$ = {taus}) {_course(of)}, from {mean[first]:.3f} at "
+             f"j = {first} to {mean[last]:.3f} at j = {last}."]
+    if "translated - exchanged" in of:
+        control = at.loc["translated - exchanged"]
+        words.append(f"Where rows are exchanged as far away it {_course(of, 'exchanged: ')}. Over all depths a "
+                     f"translated array keeps the class {often[of['translated - exchanged']]} such a one (difference "
+                     f"{control.value:.3f}, {control.low:.3f} to {control.high:.3f}).")
+    words.append(f"It keeps the class {often[of['translated - nearest']]} the untranslated nearest neighbour. At "
+                 f"j = {last} {close[last]:.0%} of the translated arrays have a sufficiently near image; of these "
+                 f"{near[last]:.0%} keep the class.")
+    return " ".join(words)
+
+
+def _course(of, start=""):
+    """In words, what the signs of `progression` say of the course of a probability."""
+    rises = [of[f"{start}rank correlation with depth{words}"] == of[f"{start}deepest - shallowest{words}"] == 1
+             for words in ("", ", without the last") if f"{start}deepest - shallowest{words}" in of]
+    return ("rises with depth" if all(rises) else "rises at the last depth alone" if rises[0] else
+            "does not demonstrably rise with depth")
 
 
 def verdict_on_appearance(found):
@@ -134,10 +143,11 @@ def verdict_on_changes(found):
             parts = [f"{_percent(row.value)} ({_percent(row.low)} to {_percent(row.high)}) of changes of {kind}"
                      for kind in ("colour", "geometry") for row in [shares.loc[f"{kind}, {half}"]]]
             words.append(f"in the {half} half of the depths {' and '.join(parts)}")
+    enough = "enough" if best.explained > 0.1 else "too little"
     return (f"**Verdict.** A translation along $v_{{j-1}}$ explains at most {_percent(best.explained)} "
-            f"({_percent(best.low)} to {_percent(best.high)}) of a change ({best.property} at j = {best.depth}); on "
-            f"average {'; '.join(words)}. That is {'enough' if best.explained > 0.1 else 'too little'} to call a "
-            f"translation such a change ({storage.used(found)['altered']} images, one network).")
+            f"({_percent(best.low)} to {_percent(best.high)}) of a change, a mean over its amounts ({best.property} at "
+            f"j = {best.depth}); on average {'; '.join(words)}. That is {enough} to call a translation such a change "
+            f"({storage.used(found)['altered']} images, one network).")
 
 
 def _percent(share):
