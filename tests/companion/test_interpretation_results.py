@@ -288,6 +288,11 @@ def test_what_the_readme_says_of_the_attributes_follows_from_the_tables():
     common = common[(common.depth == 3) & (common.property == "brightness") & common.tau.isin([2, 6])]
     assert len(common) == 4 and (common.high < 0).all(), "translated and exchanged, by two either way"
     said = re.search(
+        r"Three networks with K = 8 .*?: (.*?) at j = 3, (.*?) at j = 10, (.*?) at j = 11, .*? places (.*?)\. ", text)
+    mean, _ = stored_results("cifar10-hcnn-zeros-s0-120d881f")
+    of = [f"{mean[f'j = {j}', kind]:.2f}" for kind in ("translated", "exchanged") for j in (3, 10, 11)]
+    assert of == [said[1], said[2], said[3], *said[4].split(", ")]
+    said = re.search(
         r"With periodic boundaries, .*? with (0\.\d+) at j = 10 against (0\.\d+) .*? places, (0\.\d+) against "
         r"(0\.\d+) at j = 11 .*? j = 11, (0\.\d+) and (0\.\d+)\), .*? at most (\d)% of any change, .*? "
         r"\((\w+) at j = (\d)\)", text)
