@@ -233,7 +233,7 @@ def _evaluate(trained, options, workers=1):
     weights = [len(labels) / n for _, labels in shares]
     loss, accuracy = (sum(map(mul, weights, values)) for values in zip(*found))
     _say(f"{run['name']}  {n:,} of {total:,} {run['tested_on']}, epoch {run['epochs_done']} of {run['epochs']}\n"
-         f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+.4%}  loss {loss:.4f}")
+         f"accuracy  stored {stored:.4%}  here {accuracy:.4%}  difference {accuracy - stored:+z.4%}  loss {loss:.4f}")
     return accuracy
 
 
