@@ -5,6 +5,7 @@ classes at j = J - 1).
 """
 
 import time
+from functools import lru_cache
 from itertools import count
 from math import gcd
 
@@ -86,10 +87,13 @@ def exchanged(rows, tau):
     return order
 
 
+@lru_cache(4)
 def bootstrap(n, resamples):
     """Weights (1 + resamples, n) of n images, always the same: all alike, then bootstrap resamples. Rows sum to 1."""
     alike = np.full(n, 1 / n)
-    return np.vstack([alike, np.random.RandomState(0).multinomial(n, alike, resamples) / n])  # frozen by NumPy
+    weights = np.vstack([alike, np.random.RandomState(0).multinomial(n, alike, resamples) / n])  # frozen by NumPy
+    weights.flags.writeable = False  # it is kept
+    return weights
 
 
 def nearest(queries, database, exclude=None, chunk=2**22):

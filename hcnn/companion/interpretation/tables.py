@@ -89,8 +89,7 @@ def by_network_table(runs):
     same, known, common, depths = (make(runs) for make in (
         same_class_table, known_changes_table, in_common_table, by_depth_table))
     accuracy = same.drop_duplicates("run")[["run", *ALIKE, "accuracy"]].rename(columns={"accuracy": "value"})
-    near = _below_one_another(runs, lambda run, found: with_control(same_class_probability(found, run.architecture))[0],
-                              ["depth", "close", "if_close"])
+    near = pd.concat([same[:0], *(with_control(rows)[0] for _, rows in same.groupby("run"))])
     near = near.assign(right=near.close * near.if_close, about="j = " + near.depth.astype(str))
     near = near.assign(statistic="translated, close").groupby(named, sort=False)[["right", "close"]].sum().reset_index()
     most = known.loc[known.groupby("run").explained.idxmax()].assign(about="known changes", statistic="most explained")
