@@ -73,7 +73,7 @@ def property_shifts(trained, images, depths, log=lambda line: None):
     depths): explained and control, means over the amounts, in bootstrap resamples of the images (n, 3, H, W) uint8.
     """
     order, rows, resampled = permutation(trained.architecture.K // 2), [], []
-    weights = torch.from_numpy(bootstrap(len(images), RESAMPLES))  # the images themselves first
+    weights = torch.tensor(bootstrap(len(images), RESAMPLES))  # the images themselves first
     before, _ = attribute_arrays(trained, images, depths)
     for name, (change, amounts) in changes(trained.mean).items():
         for amount in amounts:
