@@ -187,3 +187,8 @@ def test_what_errata_and_readme_say_of_the_choices_is_what_their_table_says():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     found |= set(re.findall(r"better with both seeds, ([\d.]+) beside ([\d.]+)%", readme))
     assert len(found) == 5 and found <= pairs
+    behind = re.search(
+        r"stay behind, ([\d.]+) beside ([\d.]+)% \(two seeds\), .*? 3 x 7, ([\d.]+) beside ([\d.]+)%", readme)
+    (row,) = (row for row in read(ERRATA)[1] if "stay behind" in row["what it changes"])
+    for periodic, zeros in (behind.group(1, 2), behind.group(3, 4)):
+        assert (periodic, zeros) in pairs and f"{periodic} beside {zeros}%" in row["what it changes"]
