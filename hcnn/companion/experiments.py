@@ -123,7 +123,7 @@ def command_line(parameters):
 # What follows the trainings of tables 1 and 2.
 FURTHER = [
     # Learns faster at the paper's rate, see the table `choices`; without it periodic boundaries, those of section 5.3,
-    # diverge within fifty steps.
+    # diverge or saturate within fifty steps.
     *(dict(variant=variant, output_norm=True, **boundary) for variant in VARIANTS
       for boundary in ({}, dict(padding_mode="periodic"))),
     dict(variant="hcnn-plus", preset="released"),  # the authors' code

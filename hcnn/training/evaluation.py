@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hcnn.data.augment import shrink, standardise
 from hcnn.device import memory_kept, sum_dtype, tf32
 
-BATCH = 50  # on a CPU twice as many take up to a third longer with K = 16: the arrays leave the caches
+BATCH = 50  # with 100 a CPU takes a third longer for an image of K = 16: the arrays leave its caches
 
 
 def evaluate(network, images, labels, mean, std, batch_size=BATCH, size=None):

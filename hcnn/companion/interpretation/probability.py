@@ -51,10 +51,17 @@ def kept(found):
     """
     own, taus, exchanges = found["query_labels"], found["taus"], found["exchanges"]
     same = found["labels"][found["index"]] == own  # (depths, taus, m)
-    shares = {"translated": same[:, np.isin(taus, exchanges) if len(exchanges) else taus > 0].mean(1),
-              "exchanged": (found["labels"][found["exchanged"]] == own).mean(1) if len(exchanges) else None,
-              "nearest": same[:, taus == 0].mean(1)}
-    return {kind: share for kind, share in shares.items() if share is not None}
+    nearest = dict(nearest=same[:, taus == 0].mean(1))
+    if not len(exchanges):
+        return dict(translated=same[:, taus > 0].mean(1)) | nearest
+    exchanged = (found["labels"][found["exchanged"]] == own).mean(1)
+    return dict(translated=same[:, np.isin(taus, exchanges)].mean(1), exchanged=exchanged) | nearest
+
+
+def _excess(shares):
+    """{statistic: by how much translated arrays exceed the others} of what `kept` returns, or of means of it."""
+    return {f"translated - {kind}": shares["translated"] - share
+            for kind, share in shares.items() if kind != "translated"}
 
 
 def by_depth(found):
@@ -62,7 +69,7 @@ def by_depth(found):
     statistic, value, low, high (95% bootstrap over the queries, paired).
     """
     shares = kept(found)
-    cases = shares | {f"translated - {kind}": shares["translated"] - share for kind, share in list(shares.items())[1:]}
+    cases = shares | _excess(shares)
     draws = bootstrap(len(found["query_labels"]), RESAMPLES).T
     tables = [quantiles({kind: case[d] @ draws for kind, case in cases.items()}).assign(depth=depth)
               for d, depth in enumerate(found["depths"].tolist())]
@@ -92,9 +99,7 @@ def progression(found):
             size = np.sqrt(depth @ depth * ((ranks - ranks.mean(0)) ** 2).sum(0))
             statistics[f"{start}rank correlation with depth{words}"] = depth @ ranks / np.where(size, size, np.inf)
             statistics[f"{start}deepest - shallowest{words}"] = shares[kind][part][-1] - shares[kind][0]
-    for kind in list(shares)[1:]:
-        statistics[f"translated - {kind}"] = (shares["translated"] - shares[kind]).mean(0)
-    return quantiles(statistics)
+    return quantiles(statistics | {name: values.mean(0) for name, values in _excess(shares).items()})
 
 
 def quantiles(statistics):

@@ -42,10 +42,10 @@ def ledger(runs, path=None):
     measured = by_network_table([run for run in usable(runs) if run.dataset in PAPER and not run.local])
     for row, evidence in claims.evidence.items():
         words, bar, numbers = evidence.partition(" | ")
-        if bar:
-            claims.loc[row, "evidence"] = "\n".join([words, *_by_network(numbers, measured)])
         if bar and measured.empty:
             claims.loc[row, ["verdict", "evidence"]] = "not run", "no network is interpreted"
+        elif bar:
+            claims.loc[row, "evidence"] = "\n".join([words, *_by_network(numbers, measured)])
     return claims
 
 
