@@ -203,12 +203,11 @@ def run_evaluate(options):
         return
     from hcnn.companion.results.ledger import write_evaluated  # pandas takes a second to import
 
-    workers = joblib.cpu_count() if choose_device(options.device).type == "cpu" else 1
     networks, found = [load(file.parent) for file in sorted(paths.RUNS.glob(f"*/{WEIGHTS}"))], {}
     for trained in networks:
         name, dataset = trained.run["name"], trained.run["parameters"]["dataset"]
         if available(dataset, options.dataset_root):
-            found[name] = _evaluate(trained, options, workers)
+            found[name] = _evaluate(trained, options)
         else:
             _say(f"{name}: {dataset} is not present")
     if not networks:
@@ -217,9 +216,10 @@ def run_evaluate(options):
         write_evaluated(found)
 
 
-def _evaluate(trained, options, workers=1):
-    """Say the accuracy of a TrainedNetwork beside the stored one, return it; each worker has its share of images."""
+def _evaluate(trained, options):
+    """Say the accuracy of a TrainedNetwork beside the stored one; return it. On a CPU each thread is a process."""
     run, device = trained.run, choose_device(options.device)
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
     asked, stored = run["parameters"], run["test_accuracy"]
     data = split_dataset(_dataset_of(run, options.dataset_root), asked["split"], asked["train_size"])
     total = len(data.test_labels)
@@ -228,7 +228,7 @@ def _evaluate(trained, options, workers=1):
         raise ValueError(f"--images must be between 1 and {total}, got {n}")
     shares = list(zip(*(part.to(device).chunk(workers) for part in (data.test_images[:n], data.test_labels[:n]))))
     on = partial(evaluate, trained.to(device), mean=trained.mean, std=trained.std, size=trained.size)
-    with joblib.parallel_config("loky", inner_max_num_threads=1):  # ignored by a single worker: that is this process
+    with joblib.parallel_config("loky", inner_max_num_threads=1):  # a single worker is this process
         found = joblib.Parallel(workers)(joblib.delayed(on)(*share) for share in shares)
     weights = [len(labels) / n for _, labels in shares]
     loss, accuracy = (sum(map(mul, weights, values)) for values in zip(*found))

@@ -2,11 +2,11 @@
 
 import shutil
 
-import joblib
 import nbformat
 import nbformat.v4 as v4
 import pandas as pd
 import pytest
+import torch
 
 from hcnn import Architecture, paths
 from hcnn.companion.commands import main
@@ -181,7 +181,7 @@ def test_tables_with_a_users_own_runs_go_to_results_local(repository, monkeypatc
           device="cpu", log=quiet)
     evaluated = paths.LOCAL / "evaluated.csv"
     assert main(["evaluate", "--device", "cpu", "--images", "9"]) == 0 and not evaluated.exists(), "of all images only"
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert main(["evaluate", "--device", "cpu"]) == 0
     stored = run_folder.read_run(with_weights(repository))
     found = pd.read_csv(evaluated, index_col="run").accuracy
