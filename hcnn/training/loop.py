@@ -136,7 +136,9 @@ class _Training:
             self.log(f"continuing in epoch {self.state['epoch'] + 1} after step {self.state['step']} of {self.steps}")
             totals = torch.tensor(self.state["totals"], dtype=torch.float64) / world()
             self.step.totals.copy_(totals.to(self.step.totals.dtype))
-        self.state["provenance"] = [p for p in self.state["provenance"] if p != self.here] + [self.here]
+        here, sessions = self.here | dict(first_epoch=self.state["epoch"] + 1), self.state["provenance"]
+        if not sessions or sessions[-1] | dict(first_epoch=here["first_epoch"]) != here:
+            sessions.append(here)
         if world() > 1:
             dist.barrier()  # rank 0 may write again only when all have read
         if self.state["step"] == 0:

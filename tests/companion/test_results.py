@@ -128,9 +128,10 @@ def test_a_run_that_counts_is_not_listed_among_the_others(tmp_path):
 
 def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_path):
     for seed, accuracy in ((0, 0.81), (1, 0.83)):
-        folder = fabricate(tmp_path, accuracy, info=dict(earlier=[dict(dtype="bfloat16")] * seed),
-                           **HERE[0] | dict(seed=seed))
+        begun = dict(earlier=[dict(dtype="bfloat16", threads=1)], first_epoch=21) if seed else {}
+        folder = fabricate(tmp_path, accuracy, info=begun, **HERE[0] | dict(seed=seed))
     metrics = pd.read_csv(folder / run_folder.METRICS)
+    metrics.loc[:19, "seconds"] = 4.0  # the second one began with one thread
     metrics.loc[[3, 30], "seconds"] = 900.0  # paused, or beside other work
     run_folder.write_metrics(folder, metrics.to_dict("records"))
     fabricate(tmp_path, 0.9, variant="resnet-20", preset="short", epochs=40,

@@ -59,15 +59,17 @@ def test_every_call_gets_on_however_short_its_time(tmp_path):
         folder = fit(tmp_path, recipe=SHORT.replace(epochs=1), max_seconds=1e-9)
         calls, done = calls + 1, runs.read_run(folder)["epochs_done"]
     assert calls == STEPS + 1  # five steps, one evaluation
+    assert runs.read_run(folder)["earlier"] == []  # all of them on this hardware, by this code
 
 
 def test_a_run_continued_on_other_hardware_records_both(whole, stopped, monkeypatch):
     record = loop.provenance
     monkeypatch.setattr(loop, "provenance", lambda *arguments: record(*arguments) | dict(device="another"))
+    begun = runs.read_run(stopped)["epochs_done"] + 1
     fit(stopped.parent)
-    run = runs.read_run(stopped)
-    assert run["device"] == "another" and content(stopped) == content(whole)
-    assert [part["device"] for part in run["earlier"]] == [runs.read_run(whole)["device"]]
+    run, before = runs.read_run(stopped), runs.read_run(whole)
+    assert (run["device"], run["first_epoch"]) == ("another", begun) and content(stopped) == content(whole)
+    assert [(part["device"], part["first_epoch"]) for part in run["earlier"]] == [(before["device"], 1)]
 
 
 # ---- signals

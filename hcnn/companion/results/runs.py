@@ -72,6 +72,11 @@ class Run:
         return paths.LOCAL in self.folder.parents
 
     @property
+    def sessions(self):
+        """What it was computed with: entries of run.json, the last one last."""
+        return [*self.info["earlier"], self.info]
+
+    @property
     def accuracy(self):
         """Percent after the last epoch that is done; None before the first."""
         return 100 * self.info["test_accuracy"] if self.epochs_done else None
@@ -79,18 +84,20 @@ class Run:
     @property
     def core_hours(self):
         """Hours times busy cores, evaluation included, as if every epoch had taken as long as the quickest one with
-        images of its size: other work, or a pause, makes single epochs several times longer. None on a GPU.
+        images of its size: other work, or a pause, makes single epochs several times longer. None on a GPU. Runs
+        stored before sessions had a first epoch count with the cores of their last one.
         """
         if self.info.get("device_type", "cpu") != "cpu":
             return None
         sizes = [size_at(self.recipe, epoch) or 0 for epoch in range(self.epochs_done)]
-        seconds = self.metrics.seconds.groupby(sizes).transform("min").sum()
-        return seconds * self.info["threads"] * self.info.get("processes", 1) / 3600
+        sessions = [(s.get("first_epoch", 1), s["threads"] * s.get("processes", 1)) for s in self.sessions]
+        cores = [[n for first, n in sessions if first <= epoch][-1] for epoch in self.metrics.epoch]
+        return (self.metrics.seconds * cores).groupby(sizes).transform("min").sum() / 3600
 
     @property
     def formats(self):
         """The number formats of its arithmetic; which epochs were computed in which is not stored."""
-        return {session["dtype"] for session in (self.info, *self.info["earlier"])}
+        return {session["dtype"] for session in self.sessions}
 
     @property
     def data(self):
