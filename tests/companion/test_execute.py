@@ -229,16 +229,24 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     assert {given["epochs"] for given in on_digits if "epochs" in given} == {20}
 
 
-@pytest.mark.parametrize("status, ends", [(0, ["05"]), (1, [])])
-def test_all_trains_side_by_side_between_what_runs_in_turn_and_a_failed_training_ends_it(monkeypatch, status, ends):
+@pytest.mark.parametrize("profile", ["small", "paper"])
+@pytest.mark.parametrize("failing", ["none", "01", "03"])
+def test_all_runs_side_by_side_what_can_and_a_failure_ends_it(monkeypatch, profile, failing):
     ran, asked = [], {}
+
+    def run_all(commands, workers, log):
+        ran.append([name[:2] for name in commands])
+        asked.update(commands)
+        return {name: "failed" if name.startswith(failing) else None for name in commands}
+
     monkeypatch.setattr(execute, "execute", lambda path, given, copy: ran.append(path.stem[:2]))
-    monkeypatch.setattr(execute, "run_all", lambda commands, workers, log: asked.update(commands) or (
-        {name: "failed" if status else None for name in commands}))
-    assert execute.main(["--all", "--profile", "small"]) == status
-    assert ran == ["01", "02", "06", "06", "06", "07", *ends]
-    copies_of = {step[2].stem: step[2] for step in execute.everything("small", ["cifar10", "cifar100"])}
-    assert len(asked) == len(QUICK)
+    monkeypatch.setattr(execute, "run_all", run_all)
+    assert execute.main(["--all", "--profile", profile]) == (failing != "none")
+    order = {"small": [["01", "02", "06", "06", "06"], "07", ["03", "03", "04"], "05"],
+             "paper": [["01", "02"], ["03", "03", "04", "04"], ["06", "06", "06"], "07", "05"]}[profile]
+    last = next((i for i, group in enumerate(order) if failing in group), len(order))
+    assert ran == order[:last + 1]
+    copies_of = {step[2].stem: step[2] for step in execute.everything(profile, ["cifar10", "cifar100"])}
     for name, command in asked.items():
         options = execute.command_line().parse_args(command[2:])
         assert execute.planned(execute.find(options.names[0]), options.profile, options.json)[2] == copies_of[name]

@@ -36,7 +36,7 @@ from hcnn.architecture import Architecture
 from hcnn.companion.experiments import experiment
 from hcnn.companion.notebooks.copies import kept, strip, write
 from hcnn.companion.notebooks.keeping import place
-from hcnn.companion.notebooks.profiles import DIGITS, OUT, PROFILES, TRAINING, jobs, usual
+from hcnn.companion.notebooks.profiles import ALONE, DIGITS, OUT, PROFILES, TRAINING, jobs, usual
 from hcnn.companion.parallel import report, run_all
 from hcnn.data.datasets import available, load_dataset
 from hcnn.paths import NOTEBOOKS
@@ -181,15 +181,15 @@ def side_by_side(cells, profile, workers=None, out=None):
 
 
 def in_turn(steps, profile, workers=None, out=None):
-    """Execute what was `planned`, trainings that follow each other side by side; the exit status."""
-    for trains, some in itertools.groupby(steps, lambda step: step[0].stem in TRAINING.values()):
-        if trains:
-            cells = {copy.stem: (path, given) for path, given, copy in some}
-            if status := side_by_side(cells, profile, workers, out):
-                return status
-        else:
-            for step in some:
-                execute(*step)
+    """Execute what was `planned`, trainings that follow each other side by side, and so what neither trains, nor
+    measures time, nor gathers results; the exit status.
+    """
+    kinds = dict.fromkeys(TRAINING.values(), "trains") | {name: name for name in ALONE}
+    for _, some in itertools.groupby(steps, lambda step: kinds.get(step[0].stem)):
+        if len(some := list(some)) == 1:
+            execute(*some[0])
+        elif status := side_by_side({copy.stem: step for *step, copy in some}, profile, workers, out):
+            return status
     return 0
 
 
@@ -239,11 +239,11 @@ def command_line():
     parser.add_argument("--json", type=json.loads, default={}, metavar="{...}", help="parameters, all at once")
     parser.add_argument("--out", help="results, local or a folder (default: results for paper, else local)")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--all", action="store_true", help="every notebook of the profile; trainings side by side")
+    action.add_argument("--all", action="store_true", help="every notebook of the profile, several at a time")
     action.add_argument("--sweep", nargs="+", metavar="NAME=VALUES", help="a grid of executions side by side")
     action.add_argument("--refresh", action="store_true", help="renew the outputs of the checked cells in notebooks/")
     parser.add_argument("--dataset", default="cifar10,cifar100", help="with --all: data sets, or digits")
-    parser.add_argument("--workers", type=int, help="trainings at a time (default: one a GPU, or one a core)")
+    parser.add_argument("--workers", type=int, help="notebooks at a time (default: one a GPU, or one a core)")
     return parser
 
 

@@ -8,6 +8,7 @@ from hcnn.companion.experiments import QUICK
 from hcnn.data.datasets import DATASETS
 
 TRAINING = {"cifar10": "03_train_cifar10", "cifar100": "04_train_cifar100"}
+ALONE = ("05_results", "07_speed")  # the one gathers what others make, the other measures time
 COUNTED = [("01_architecture", {}), ("02_parameters", {})]
 SEARCHED = {"small": dict(database=5000, queries=1000, altered=50),
             "paper": dict(database=None, queries=None, altered=500)}
