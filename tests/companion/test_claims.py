@@ -136,6 +136,20 @@ def test_numbers_on_attributes_are_measured_never_written_by_hand():
             assert not re.search(r"\d\.\d{2}|\d%", row["evidence"].replace("95%", "")), row["id"]
 
 
+def test_what_the_readme_says_of_the_short_recipe_is_what_its_table_says():
+    table = pd.read_csv(ROOT / "results" / "tables" / "trained_here.csv")
+    table = table[(table.data == "CIFAR-10") & (table.padding_mode == "zeros")].set_index(["system", "K"])
+    said = re.search(
+        r"rises with K, ([\d.]+), ([\d.]+) and ([\d.]+)% for K = 4, 8 and 12, .*? by ([\d.]+) and ([\d.]+) points of "
+        r"K = 12, with ([\d.]+) and ([\d.]+) times its effective parameters",
+        " ".join((ROOT / "README.md").read_text(encoding="utf-8").split()))
+    accuracy, effective = (table[name].droplevel("K") for name in ("accuracy", "effective"))
+    others, ours = ["WRN-16-1", "ResNet-20"], table.loc["HCNN", 12]
+    assert list(said.group(1, 2, 3)) == [f"{table.loc['HCNN', K].accuracy}" for K in (4, 8, 12)]
+    assert list(said.group(4, 5)) == [f"{float(accuracy[name]) - float(ours.accuracy):.1f}" for name in others]
+    assert list(said.group(6, 7)) == [f"{effective[name] / ours.effective:.1f}" for name in others]
+
+
 @pytest.mark.parametrize("ratio, other, count", [("5.2", 1.3e6, "cifar100"), ("13.3", 1.3e6, "cifar10")])
 def test_ratios_to_all_cnn_in_the_ledger_are_right(ratio, other, count):
     assert f"{other / Architecture.preset(count).count()['filters']:.1f}" == ratio
