@@ -1,5 +1,7 @@
 """What all stored interpretation.npz say, as tables: for notebook 06 and `make verify`."""
 
+from operator import attrgetter
+
 import pandas as pd
 
 from hcnn.companion.interpretation.carried import told_apart
@@ -19,7 +21,9 @@ ALIKE = ["network", "trained on", "database", "queries"]
 
 
 def interpreted(runs, log=print):
-    """The (run, result) of all that have an interpretation.npz; a damaged one is left out, with a line of warning."""
+    """The (run, result) of all that have an interpretation.npz, by data, boundaries, size and seed; a damaged one is
+    left out, with a line of warning.
+    """
     found = []
     for run in usable(runs):
         try:
@@ -29,7 +33,7 @@ def interpreted(runs, log=print):
             continue
         if result is not None:
             found.append((run, result))
-    return found
+    return sorted(found, key=lambda pair: attrgetter("data", "padding_mode", "K", "Q", "seed")(pair[0]))
 
 
 def _below_one_another(runs, make, columns):
@@ -104,7 +108,9 @@ def by_network_table(runs):
     table = found.groupby(["training", *named[1:]], sort=False).agg(
         mean=("value", "mean"), deviation=("value", "std"), low=("low", "min"), high=("high", "max"),
         n=("value", "size"), above=("above", "sum"), below=("below", "sum"))
-    table = table.reset_index().sort_values("training", kind="stable", ignore_index=True).round(5)
+    order = {training: i for i, training in enumerate(found.training.unique())}
+    table = table.reset_index().sort_values("training", kind="stable", key=lambda column: column.map(order))
+    table = table.round(5).reset_index(drop=True)
     sided = table.low.notna()
     return table.assign(**{side: table[side].astype("Int64").where(sided) for side in ("above", "below")})
 
