@@ -224,7 +224,9 @@ def test_the_small_profile_shows_what_is_stored_then_trains_in_minutes_and_keeps
     assert len({copy for *_, copy in steps}) == len(steps), "no copy takes the place of another"
     trained = [given for path, given, _ in steps if path.stem in profiles.TRAINING.values()]
     assert all(given.items() >= asked.items() for given, asked in zip(trained, QUICK))
-    on_digits = [given for _, given, _ in execute.everything("small", ["digits"])]
+    steps = execute.everything("small", ["digits"])
+    assert len({copy.stem for *_, copy in steps}) == len(steps)
+    on_digits = [given for _, given, _ in steps]
     assert {given["dataset"] for given in on_digits if "dataset" in given} == {"digits"}
     assert {given["epochs"] for given in on_digits if "epochs" in given} == {20}
 

@@ -136,10 +136,12 @@ def test_trained_here_has_a_row_for_each_declared_training_with_its_cost(tmp_pat
     run_folder.write_metrics(folder, metrics.to_dict("records"))
     fabricate(tmp_path, 0.9, variant="resnet-20", preset="short", epochs=40,
               info=dict(device="a GPU", device_type="cuda"))
-    table = tables.trained_here(load_runs(tmp_path))
+    runs = load_runs(tmp_path)
+    table = tables.trained_here(runs)
     ours = row(table, system="HCNN", K=8, Q=16, padding_mode="zeros", data="CIFAR-10")
     assert (ours["accuracy"], ours["deviation"], ours["n"]) == ("82.00", "1.41", 2)
-    hours = 2 * 2 * ours["epochs"] / 3600  # two threads, two seconds an epoch
+    hours = 2 * 2 * ours["epochs"] / 3600  # two threads, two seconds an epoch; for the second, at first one and four
+    assert [run.core_hours for run in runs if run.variant == "hcnn"] == [pytest.approx(hours)] * 2
     assert (ours["core-hours"], ours["processor"], ours["recipe"]) == (f"{hours:.1f}", "a processor", "short")
     assert ours["multiply-adds"] == 53_946_048  # of a full-size image, whatever sizes were trained on
     assert (ours["parameters"], ours["effective"]) == (52_290, 44_964)
